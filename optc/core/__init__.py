@@ -1,0 +1,1 @@
+"""Errors, `Pass`, `Pipeline`, registry, hooks: knows nothing about any pass or target."""

@@ -1,0 +1,106 @@
+"""`Pass`: a frozen dataclass whose fields are its options.
+
+The shape of the contract (`requires`, `run`, `ensures`; typed errors; a pass that reports what it
+did and what it refused) is described in `docs/write-a-pass.md`.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from optc.core.context import Context
+
+__all__ = ["Pass", "PassResult", "Promise", "Refusal", "option"]
+
+
+class Promise:
+    """What a pass promises about the outputs; the default policy follows from it."""
+
+    EXACT = "exact"
+    MEASURED = "measured"
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """A place that a pass looked at and left alone.
+
+    Attributes:
+        site: Name of the place: the output value of its anchor node.
+        reason: Why, in words that a user can act on.
+    """
+
+    site: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PassResult:
+    """What a pass did.
+
+    Attributes:
+        sites: Names of the places it rewrote, in graph order.
+        refusals: Places it looked at and left alone, with reasons.
+        notes: Sentences worth printing.
+        details: Anything else for the report; JSON types only.
+    """
+
+    sites: tuple[str, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    notes: tuple[str, ...] = ()
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def rewrites(self) -> int:
+        """How many places were rewritten."""
+        return len(self.sites)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass(abc.ABC):
+    """A rewrite of a graph, in place. Fields are options; there is no other state.
+
+    Class attributes:
+        name: What users type; also the module's and the test's name.
+        after: Names of passes that must have run before this one, when they run at all.
+        promise: `Promise.EXACT` if outputs may move by round-off only and greedy tokens not at
+            all; `Promise.MEASURED` if the change is bounded by a policy.
+    """
+
+    name: ClassVar[str]
+    after: ClassVar[tuple[str, ...]] = ()
+    promise: ClassVar[str] = Promise.EXACT
+
+    def requires(self, model: ir.Model, ctx: Context) -> None:  # noqa: B027 - optional hook
+        """Raise an `OptcError` if the pass cannot start on this graph."""
+
+    @abc.abstractmethod
+    def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        """Rewrite `model` in place and say what was done."""
+
+    def ensures(self, model: ir.Model, result: PassResult) -> None:  # noqa: B027 - optional hook
+        """Raise `PassContractError` if the pass did not leave what it promises."""
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[Any, ...] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """A documented, validated option of a pass.
+
+    Args:
+        default: Value when the user says nothing.
+        help: One sentence for `optc passes NAME`.
+        choices: The allowed values, if they are few.
+        minimum: Smallest allowed value, inclusive.
+        maximum: Largest allowed value, inclusive.
+    """
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
+    return dataclasses.field(default=default, metadata=metadata)

@@ -1,0 +1,126 @@
+"""Pipeline text: `flash,kv:max=4096,quant:scheme=int4:group=32`.
+
+```
+pipeline := pass ("," pass)*
+pass     := name (":" option)*
+option   := key "=" value  |  value          (a bare value sets the first option)
+```
+
+Colons and commas need no quoting in any shell. `print_pipeline(parse(text))` is canonical: options
+in field order, defaults left out; parsing it gives the same passes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+from optc.core.base import Pass
+from optc.core.errors import UsageError
+from optc.core.registry import Registry, suggestion
+
+__all__ = ["parse_pass", "parse_passes", "print_pass", "print_passes"]
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off"}
+
+
+def parse_passes(text: str, registry: Registry[Pass]) -> list[Pass]:
+    """Turn pipeline text into passes, in the order written.
+
+    Raises:
+        UsageError: Empty text, an unknown pass or option, a bad value, a pass named twice.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not any(parts):
+        raise UsageError("no pass is named", where="--passes", remedy="for example 'flash,kv'")
+    if not all(parts):
+        raise UsageError(f"'{text}' has an empty entry between commas", where="--passes")
+    passes = [parse_pass(part, registry) for part in parts]
+    names = [p.name for p in passes]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"the pass '{name}' is named twice", where="--passes")
+    return passes
+
+
+def parse_pass(text: str, registry: Registry[Pass]) -> Pass:
+    """Turn `name:key=value:...` into one pass."""
+    name, *options = text.split(":")
+    cls = registry.load(name.strip())
+    fields = {f.name.replace("_", "-"): f for f in dataclasses.fields(cls)}
+    types = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for position, item in enumerate(options):
+        key, value = _split(name, item, position, list(fields))
+        if key not in fields:
+            remedy = suggestion(key, list(fields)) if fields else "it takes no options"
+            raise UsageError(f"the pass '{name}' has no option '{key}'", remedy=remedy)
+        field = fields[key]
+        if field.name in values:
+            raise UsageError("the option is given twice", where=f"{name}:{key}")
+        values[field.name] = _convert(value, types[field.name], field, f"{name}:{key}")
+    return cls(**values)
+
+
+def _split(name: str, item: str, position: int, keys: list[str]) -> tuple[str, str]:
+    key, equals, value = item.partition("=")
+    if equals:
+        return key.strip().replace("_", "-"), value.strip()
+    if position == 0 and keys and item.strip() and item.strip() not in keys:
+        return keys[0], item.strip()
+    raise UsageError(f"'{item}' is not of the form option=value", where=f"--passes {name}")
+
+
+def _convert(text: str, kind: Any, field: dataclasses.Field[Any], where: str) -> Any:
+    value = _typed(text, kind, where)
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+        known = [str(c) for c in choices]
+        raise UsageError(f"'{text}' is not allowed", where=where, remedy=suggestion(text, known))
+    low, high = field.metadata.get("minimum"), field.metadata.get("maximum")
+    if value is not None and low is not None and not value >= low:
+        raise UsageError(f"{text} is too small, the smallest is {low}", where=where)
+    if value is not None and high is not None and not value <= high:
+        raise UsageError(f"{text} is too large, the largest is {high}", where=where)
+    return value
+
+
+def _typed(text: str, kind: Any, where: str) -> Any:
+    args = [a for a in typing.get_args(kind) if a is not type(None)]
+    if type(None) in typing.get_args(kind):
+        if text.lower() in {"none", "auto"}:
+            return None
+        kind = args[0]
+    if kind is bool:
+        if text.lower() in _TRUE | _FALSE:
+            return text.lower() in _TRUE
+        raise UsageError(f"'{text}' is not true or false", where=where)
+    try:
+        return kind(text)
+    except ValueError as error:
+        word = {int: "a whole number", float: "a number"}.get(kind, f"a {kind.__name__}")
+        raise UsageError(f"'{text}' is not {word}", where=where) from error
+
+
+def print_pass(p: Pass) -> str:
+    """One pass as canonical text."""
+    items = [p.name]
+    for field in dataclasses.fields(p):
+        value = getattr(p, field.name)
+        if value != field.default:
+            items.append(f"{field.name.replace('_', '-')}={_text(value)}")
+    return ":".join(items)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def print_passes(passes: Iterable[Pass]) -> str:
+    """Passes as canonical pipeline text."""
+    return ",".join(print_pass(p) for p in passes)

@@ -1,0 +1,1 @@
+"""Thin helpers over onnx_ir: load and save, structural checks, canonical ops, interfaces."""

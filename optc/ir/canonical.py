@@ -1,0 +1,108 @@
+"""Bring a model from any exporter to the form that passes expect.
+
+1. Model-local functions are inlined.
+2. The default opset becomes 24.
+3. `RotaryEmbedding` tables get the batch of what they rotate: the opset-23 exporter gives them
+   batch 1, which no runtime accepts for a larger batch.
+4. Common subexpressions are merged, dead nodes and exporter metadata dropped.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnxscript import version_converter
+
+from optc.core.errors import UnsupportedError
+from optc.ir.flash_attention import DOMAIN
+
+__all__ = ["OPSET", "canonicalize"]
+
+OPSET = 24
+
+
+def canonicalize(model: ir.Model) -> None:
+    """Apply the steps above, in place.
+
+    Raises:
+        UnsupportedError: The model's opset cannot be converted.
+    """
+    if not any(domain == DOMAIN for domain, _, _ in model.functions):
+        common.InlinePass()(model)
+    _convert(model)
+    common.ClearMetadataAndDocStringPass()(model)
+    common.IdentityEliminationPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.ShapeInferencePass()(model)
+    repair_rotary_batch(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.NameFixPass()(model)
+    common.ShapeInferencePass()(model)
+
+
+def _convert(model: ir.Model) -> None:
+    opset = model.opset_imports.get("", 0)
+    if opset > OPSET:
+        raise UnsupportedError(
+            f"the model uses opset {opset}, newer than {OPSET}",
+            remedy=f"export it with opset_version={OPSET} or lower",
+        )
+    if opset < OPSET:
+        try:
+            version_converter.convert_version(model, OPSET)
+        except Exception as error:
+            problem = f"opset {opset} cannot be converted to {OPSET}: {error}"
+            raise UnsupportedError(problem, remedy="export it with opset 17 or newer") from error
+    if model.opset_imports.get("") != OPSET:
+        raise UnsupportedError(f"opset {opset} cannot be converted to {OPSET}")
+    model.ir_version = max(model.ir_version or 0, 11)
+
+
+def repair_rotary_batch(model: ir.Model) -> int:
+    """Expand batch-1 `RotaryEmbedding` tables (case 3); return how many tables were expanded."""
+    expanded: dict[ir.Value, ir.Value] = {}
+    shape: ir.Value | None = None
+    for node in list(model.graph):
+        if not _has_table_per_position(node):
+            continue
+        for index in (1, 2):
+            rotated, table = node.inputs[0], node.inputs[index]
+            if rotated is None or table is None or _same_batch(table, rotated):
+                continue
+            if shape is None:
+                shape = _batch_shape(model, node, rotated)
+            if table not in expanded:
+                expanded[table] = _expand(model, node, table, shape)
+            node.replace_input_with(index, expanded[table])
+    return len(expanded)
+
+
+def _has_table_per_position(node: ir.Node) -> bool:
+    is_rotary = node.op_type == "RotaryEmbedding" and node.domain == ""
+    return is_rotary and (len(node.inputs) < 4 or node.inputs[3] is None)
+
+
+def _same_batch(table: ir.Value, rotated: ir.Value) -> bool:
+    if table.shape is None or rotated.shape is None:
+        return False
+    first, batch = table.shape[0], rotated.shape[0]
+    known = isinstance(first, int) or first.value is not None
+    return known and first == batch
+
+
+def _batch_shape(model: ir.Model, before: ir.Node, rotated: ir.Value) -> ir.Value:
+    """The shape `[B, 1, 1]`, computed in front of `before`."""
+    ones = ir.tensor([1, 1], dtype=ir.DataType.INT64, name="rotary_ones")
+    batch = ir.node("Shape", [rotated], {"start": 0, "end": 1}, name="rotary_batch")
+    const = ir.node("Constant", [], {"value": ones}, name="rotary_ones")
+    shape = ir.node(
+        "Concat", [batch.outputs[0], const.outputs[0]], {"axis": 0}, name="rotary_shape"
+    )
+    model.graph.insert_before(before, [batch, const, shape])
+    return shape.outputs[0]
+
+
+def _expand(model: ir.Model, before: ir.Node, table: ir.Value, shape: ir.Value) -> ir.Value:
+    node = ir.node("Expand", [table, shape], name=f"{table.name}_batched")
+    model.graph.insert_before(before, node)
+    return node.outputs[0]

@@ -1,0 +1,116 @@
+"""The cache interface of a generator graph, read from its signature.
+
+Inputs `input_ids` [B,S], `cache_lengths` [B] int64, `past_key_values.{i}.key|value`; outputs
+`logits` and `present.{i}.key|value`. `cache_lengths` counts the tokens that are in the cache before
+the call. The same graph prefills, decodes, takes ragged batches (pad on the right, then pass each
+row's own length next time) and rolls back (pass a smaller length).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+
+from optc.core.context import Array, Feeds
+from optc.core.session import Port
+
+__all__ = [
+    "LENGTHS",
+    "LOGITS",
+    "TOKENS",
+    "CachePort",
+    "cache_ports",
+    "complete_feeds",
+    "past_name",
+    "ports",
+    "present_name",
+]
+
+TOKENS = "input_ids"
+LENGTHS = "cache_lengths"
+LOGITS = "logits"
+
+
+def past_name(layer: int, part: str) -> str:
+    """Input that holds the cached `key` or `value` of attention site `layer`."""
+    return f"past_key_values.{layer}.{part}"
+
+
+def present_name(layer: int, part: str) -> str:
+    """Output that holds the updated `key` or `value` of attention site `layer`."""
+    return f"present.{layer}.{part}"
+
+
+@dataclasses.dataclass(frozen=True)
+class CachePort:
+    """One cache buffer of a generator graph, [B, heads, tokens, dim].
+
+    Attributes:
+        past: Name of the input.
+        present: Name of the output that replaces it.
+        heads: Key/value heads.
+        dim: Size of one head.
+        dtype: numpy name of the element type.
+        capacity: Number of tokens of a fixed buffer; None where the cache grows.
+    """
+
+    past: str
+    present: str
+    heads: int
+    dim: int
+    dtype: str
+    capacity: int | None
+
+    def empty(self, batch: int) -> Array:
+        """A cache with nothing in it, for `batch` rows."""
+        return np.zeros((batch, self.heads, self.capacity or 0, self.dim), np.dtype(self.dtype))
+
+
+def ports(values: Iterable[ir.Value]) -> tuple[Port, ...]:
+    """Describe graph inputs or outputs."""
+    found = []
+    for value in values:
+        dims = list(value.shape) if value.shape is not None else []
+        shape = tuple(d if isinstance(d, int) else str(d.value or "?") for d in dims)
+        dtype = value.dtype.numpy().name if value.dtype is not None else "?"
+        found.append(Port(value.name or "?", dtype, shape))
+    return tuple(found)
+
+
+def cache_ports(inputs: Iterable[Port]) -> tuple[CachePort, ...]:
+    """The cache buffers among a session's or graph's inputs, in input order."""
+    found = []
+    for port in inputs:
+        prefix, _, rest = port.name.partition(".")
+        if prefix != "past_key_values" or len(port.shape) != 4:
+            continue
+        _, heads, tokens, dim = port.shape
+        if not isinstance(heads, int) or not isinstance(dim, int):
+            continue
+        capacity = tokens if isinstance(tokens, int) else None
+        found.append(CachePort(port.name, f"present.{rest}", heads, dim, port.dtype, capacity))
+    return tuple(found)
+
+
+def complete_feeds(inputs: Iterable[Port], feeds: Feeds) -> dict[str, Array]:
+    """Add an empty cache to a sample that was made for the graph without one.
+
+    Args:
+        inputs: What the graph takes.
+        feeds: A sample, by input name; the batch is the first axis of its first array.
+
+    Returns:
+        The sample, with `cache_lengths` zero and empty past buffers where the graph wants them and
+        the sample does not name them.
+    """
+    given = list(inputs)
+    complete = dict(feeds)
+    batch = next(iter(feeds.values())).shape[0] if feeds else 1
+    if any(port.name == LENGTHS for port in given):
+        complete.setdefault(LENGTHS, np.zeros(batch, np.int64))
+    for cache in cache_ports(given):
+        complete.setdefault(cache.past, cache.empty(batch))
+    return complete

@@ -1,0 +1,26 @@
+"""Write a model: weights streamed one at a time into one file beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from optc.core.errors import OutputError
+
+__all__ = ["save_model"]
+
+
+def save_model(model: ir.Model, path: str | Path) -> Path:
+    """Write `model` to `path`, its weights to `path` with `.data` appended.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ir.save(model, path, external_data=f"{path.name}.data", alignment=4096)
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    return path

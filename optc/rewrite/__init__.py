@@ -1,0 +1,1 @@
+"""Typed rewriting helpers shared by passes."""

@@ -1,0 +1,1 @@
+"""FlashAttention: the canonical attention op and its realisations."""
