@@ -1,0 +1,63 @@
+# Every target sets up what it needs. Python 3.11 or newer and make are enough to start.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test lint format types contracts wheel lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## Create .venv with the versions in requirements.lock (once)
+
+demo: $(STAMP) ## Take SmolLM2 from PyTorch to a verified bundle that generates text
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP) ## Run all tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## Check style and complexity
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## Reformat, and repair what can be repaired automatically
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP) ## Check types, strictly
+	$(BIN)/mypy
+
+contracts: $(STAMP) ## Check which layer imports which
+	$(BIN)/lint-imports
+
+# setuptools would pack stale copies out of build/lib, so they go first and last.
+wheel: $(STAMP) ## Build dist/optc-*.whl
+	rm -rf build/lib build/bdist.*
+	$(BIN)/python -m build --wheel --no-isolation
+	rm -rf build/lib build/bdist.*
+
+lock: ## Resolve pyproject.toml anew and rewrite requirements.lock
+	$(PYTHON) tools/check_python.py
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python tools/install_torch.py
+	build/lock/bin/python -m pip install --quiet '.[export,sign,dev]'
+	build/lock/bin/python tools/lock.py requirements.lock
+	rm -rf build/lock build/lib build/bdist.*
+
+clean: ## Remove the environment and everything built
+	rm -rf $(VENV) build dist optc.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last: an interrupted set-up is taken up again.
+$(STAMP): requirements.lock pyproject.toml tools/install_torch.py
+	$(PYTHON) tools/check_python.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python tools/install_torch.py --constraint requirements.lock
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
