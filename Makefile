@@ -45,7 +45,7 @@ lock: ## Resolve pyproject.toml anew and rewrite requirements.lock
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python tools/install_torch.py
-	build/lock/bin/python -m pip install --quiet '.[export,sign,dev]'
+	build/lock/bin/python -m pip install -qq '.[export,sign,dev]'
 	build/lock/bin/python tools/lock.py requirements.lock
 	rm -rf build/lock build/lib build/bdist.*
 
@@ -58,6 +58,7 @@ $(STAMP): requirements.lock pyproject.toml tools/install_torch.py
 	$(PYTHON) tools/check_python.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python tools/install_torch.py --constraint requirements.lock
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "installing the versions in requirements.lock"
+	$(BIN)/python -m pip install -qq --requirement requirements.lock
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	touch $@

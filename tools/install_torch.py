@@ -43,7 +43,7 @@ def main() -> None:
     constraint = parser.parse_args().constraint
     if installed() == VERSION:
         return
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--progress-bar=on"]
+    pip = [sys.executable, "-m", "pip", "install"]
     pip += ["--constraint", constraint] if constraint else []
     errors = []
     for what, arguments in ATTEMPTS:

@@ -1,0 +1,3 @@
+"""What this distribution adds to optc."""
+
+EXTENSION = {"passes": {"example-tag": "optc_example_extension.tag:Tag"}}
