@@ -1,0 +1,90 @@
+"""Nodes that bring several masks to the one that the canonical op takes."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from optc.rewrite.attention import MaskTerm
+
+__all__ = ["join_masks"]
+
+
+def join_masks(
+    model: ir.Model, before: ir.Node, terms: list[MaskTerm], query: ir.Value, key: ir.Value
+) -> tuple[ir.Value | None, str]:
+    """Join masks into one, full in its last two axes.
+
+    Args:
+        model: Model that receives the nodes.
+        before: Node in front of which they go.
+        terms: Boolean or additive masks.
+        query: [B,Hq,S,D], for S.
+        key: [B,Hkv,T,D], for T.
+
+    Returns:
+        The mask and its kind, `bool` or `bias`; `(None, "")` when there are no terms.
+    """
+    if not terms:
+        return None, ""
+    builder = _Builder(model, before)
+    values = [builder.add("Not", [t.value]) if t.negated else t.value for t in terms]
+    booleans = [v for v in values if v.dtype == ir.DataType.BOOL]
+    biases = [v for v in values if v.dtype != ir.DataType.BOOL]
+    mask = booleans[0] if booleans else biases[0]
+    for other in booleans[1:]:
+        mask = builder.add("And", [mask, other])
+    if booleans and biases:
+        hidden = builder.constant(-math.inf, biases[0])
+        mask = builder.add("Where", [mask, biases[0], hidden])
+    for other in biases[1:]:
+        mask = builder.add("Add", [mask, other])
+    return builder.full(mask, query, key), "bias" if biases else "bool"
+
+
+class _Builder:
+    def __init__(self, model: ir.Model, before: ir.Node):
+        self.graph = model.graph
+        self.before = before
+
+    def add(self, op: str, inputs: list[ir.Value], **attributes: int) -> ir.Value:
+        node = ir.node(op, inputs, attributes)
+        self.graph.insert_before(self.before, node)
+        output = node.outputs[0]
+        dtypes = {"Not": ir.DataType.BOOL, "And": ir.DataType.BOOL}
+        dtype = dtypes.get(op, inputs[-1].dtype)
+        if dtype is not None:
+            output.dtype = dtype
+        return output
+
+    def constant(self, number: float, like: ir.Value) -> ir.Value:
+        dtype = like.dtype or ir.DataType.FLOAT
+        node = ir.node("Constant", [], {"value": ir.tensor(number, dtype=dtype)})
+        self.graph.insert_before(self.before, node)
+        return node.outputs[0]
+
+    def full(self, mask: ir.Value, query: ir.Value, key: ir.Value) -> ir.Value:
+        """Expand to [.., S, T] unless the shape says that it is so already."""
+        if _is_full(mask, query, key):
+            return mask
+        one = ir.node("Constant", [], {"value_ints": [1, 1]})
+        self.graph.insert_before(self.before, one)
+        rows = self.add("Shape", [query], start=2, end=3)
+        columns = self.add("Shape", [key], start=2, end=3)
+        shape = self.add("Concat", [one.outputs[0], rows, columns], axis=0)
+        node = ir.node("Expand", [mask, shape])
+        self.graph.insert_before(self.before, node)
+        if mask.dtype is not None:
+            node.outputs[0].dtype = mask.dtype
+        return node.outputs[0]
+
+
+def _is_full(mask: ir.Value, query: ir.Value, key: ir.Value) -> bool:
+    shapes = mask.shape, query.shape, key.shape
+    if any(shape is None or len(shape) != 4 for shape in shapes):
+        return False
+    last = [*mask.shape[-2:]]  # type: ignore[index]
+    wanted = [query.shape[2], key.shape[2]]  # type: ignore[index]
+    named = all(isinstance(d, int) or d.value is not None for d in [*last, *wanted])
+    return named and last == wanted

@@ -1,0 +1,180 @@
+"""`flash`: every attention into the canonical op `optc::FlashAttention`.
+
+1. Sites are found by use-def edges: the standard `Attention` op, or Softmax between two products
+   (`optc.rewrite.attention`).
+2. Keys and values are taken from before the repetition of grouped heads and before transposition,
+   when sending numbers through the chain shows that it is nothing else (`optc.rewrite.movement`).
+3. Masks that mean causal, or causal within a window, become attributes; what is left is handed to
+   the op as it is (`optc.ir.masks`).
+4. The mask arithmetic that nobody uses any more is removed.
+
+Source of the fused op: FlashAttention, Dao et al. 2022 (arXiv 2205.14135).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from optc.core.base import Pass, PassResult, Refusal
+from optc.core.context import Context
+from optc.core.errors import PassContractError
+from optc.ir.flash_attention import AttentionSpec, add_flash_attention, flash_attention_nodes
+from optc.ir.masks import MaskMeaning, read_mask
+from optc.ir.probe import Probe
+from optc.rewrite.attention import AttentionMatch, MaskTerm, match_attention
+from optc.rewrite.mask_graph import join_masks
+from optc.rewrite.movement import Heads, repeated, resolve_heads, transposed
+
+__all__ = ["Flash"]
+
+_PROBE_SIZES = (2, 5, 7, 11, 13, 17)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flash(Pass):
+    """Fuse attention, however it was exported, into `optc::FlashAttention`."""
+
+    name: ClassVar[str] = "flash"
+    after: ClassVar[tuple[str, ...]] = ("prune",)
+
+    def run(self, model: ir.Model, ctx: Context) -> PassResult:
+        """Rewrite every attention site that is understood."""
+        fusion = _Fusion(model)
+        refusals: list[Refusal] = []
+        nodes = list(model.graph)
+        for done, node in enumerate(nodes):
+            ctx.progress("fusing attention", done + 1, len(nodes))
+            match = match_attention(node)
+            if isinstance(match, AttentionMatch):
+                if not ctx.wants(str(match.output.name)):
+                    continue
+                match = fusion.rewrite(match)
+            if match is not None:
+                refusals.append(match)
+        common.RemoveUnusedNodesPass()(model)
+        sites = fusion.sites
+        notes = () if sites or refusals else ("the graph has no attention",)
+        return PassResult(tuple(sites), tuple(refusals), notes, {"kinds": fusion.kinds})
+
+    def ensures(self, model: ir.Model, result: PassResult) -> None:
+        """Every reported site is a canonical node now."""
+        names = {node.outputs[0].name for node in flash_attention_nodes(model)}
+        if missing := set(result.sites) - names:
+            raise PassContractError(f"reported but not there: {sorted(missing)}", where=self.name)
+
+
+class _Fusion:
+    """The rewriting of one model: masks are read once, however many layers share them."""
+
+    def __init__(self, model: ir.Model):
+        self.model = model
+        symbols = {s for v in model.graph.inputs if v.shape for s in v.shape.free_symbols()}
+        sizes = dict(zip(sorted(symbols), _PROBE_SIZES, strict=False))
+        self.probe = Probe(model, sizes)
+        self.sites: list[str] = []
+        self.kinds: dict[str, int] = {}
+        self._meanings: dict[tuple[ir.Value, int | str | None, int | str | None], MaskMeaning] = {}
+
+    def rewrite(self, match: AttentionMatch) -> Refusal | None:
+        """Replace one site, or say why not."""
+        name = str(match.output.name)
+        shape = self.probe.shape_of(match.query)
+        if shape is None or len(shape) != 4:
+            return Refusal(name, "the shape of the query [B,H,S,D] is not known")
+        operands = self._operands(match, shape[1])
+        if operands is None:
+            return Refusal(name, "the layout of its keys and values is not understood")
+        key, value = operands
+        counts = _count(match.query), _count(key.value)
+        if match.causal and (counts[0] is None or counts[0] != counts[1]):
+            return Refusal(name, "it is causal, and queries and keys may differ in number")
+        causal, window, left = self._masks(match, counts)
+        if causal and window is None:
+            return Refusal(name, "it has two different windows")
+        at = match.output.producer()
+        assert at is not None
+        mask, kind = join_masks(self.model, at, left, match.query, key.value)
+        spec = AttentionSpec(
+            scale=match.scale * key.factor,
+            causal=causal,
+            window=window or 0,
+            softcap=match.softcap,
+            mask=kind,
+        )
+        inputs = {"query": match.query, "key": key.value, "value": value.value}
+        if mask is not None:
+            inputs["mask"] = mask
+        self._replace(at, match.output, spec, inputs)
+        return None
+
+    def _operands(self, match: AttentionMatch, heads: int) -> tuple[Heads, Heads] | None:
+        relation = transposed if match.key_transposed else repeated
+        for grouped in (True, False):
+            key = resolve_heads(self.probe, match.key, relation, heads, grouped=grouped)
+            value = resolve_heads(self.probe, match.value, repeated, heads, grouped=grouped)
+            if key is None and match.key_transposed and not grouped:
+                key = self._transpose_back(match, heads)
+            if value is None or key is None or value.factor != 1.0:
+                continue
+            if key.repeat == value.repeat:
+                return key, value
+        return None
+
+    def _transpose_back(self, match: AttentionMatch, heads: int) -> Heads | None:
+        """Keys that never exist as [B,H,T,D]: transpose what enters the product."""
+        shape = match.key.shape
+        if shape is None or len(shape) != 4 or shape[1] != heads:
+            return None
+        node = ir.node("Transpose", [match.key], {"perm": [0, 1, 3, 2]})
+        at = match.output.producer()
+        assert at is not None
+        self.model.graph.insert_before(at, node)
+        node.outputs[0].type = match.key.type
+        node.outputs[0].shape = ir.Shape([shape[0], shape[1], shape[3], shape[2]])
+        return Heads(node.outputs[0], 1, 1.0)
+
+    def _masks(
+        self, match: AttentionMatch, counts: tuple[int | str | None, int | str | None]
+    ) -> tuple[bool, int | None, list[MaskTerm]]:
+        causal, window, left = match.causal, 0, []
+        for term in match.masks:
+            meaning = MaskMeaning(residual=True) if term.negated else self._meaning(term, counts)
+            if meaning.residual:
+                left.append(term)
+            causal = causal or meaning.causal
+            if meaning.window and window and meaning.window != window:
+                return True, None, left
+            window = meaning.window or window
+        return causal, window, left
+
+    def _meaning(
+        self, term: MaskTerm, counts: tuple[int | str | None, int | str | None]
+    ) -> MaskMeaning:
+        key = (term.value, *counts)
+        if key not in self._meanings:
+            self._meanings[key] = read_mask(self.model, term.value, *counts)
+        return self._meanings[key]
+
+    def _replace(
+        self, at: ir.Node, output: ir.Value, spec: AttentionSpec, inputs: dict[str, ir.Value]
+    ) -> None:
+        name = str(output.name)
+        node = add_flash_attention(self.model, spec, inputs, name=name)
+        self.model.graph.insert_before(at, node)
+        node.outputs[0].type = output.type
+        node.outputs[0].shape = output.shape
+        ir.convenience.replace_all_uses_with(output, node.outputs[0], replace_graph_outputs=True)
+        output.name = f"{name}_unfused"
+        self.sites.append(name)
+        kind = spec.overload or "plain"
+        self.kinds[kind] = self.kinds.get(kind, 0) + 1
+
+
+def _count(value: ir.Value) -> int | str | None:
+    """The number of tokens of [B,H,S,D], or its symbol."""
+    dim = value.shape[2] if value.shape is not None and len(value.shape) == 4 else None
+    return dim.value if isinstance(dim, ir.SymbolicDim) else dim
