@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from optc.core.session import Port
 __all__ = ["Reference", "Sample", "load_reference", "save_reference"]
 
 VERSION = 1
+
+# What the zip reader raises on damaged bytes; RuntimeError is an entry that claims encryption.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,14 +128,14 @@ def load_reference(path: str | Path) -> Reference:
     if not path.is_file():
         raise SampleError("no such file", where=str(path))
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
         meta = json.loads(str(arrays.pop("meta")))
         return _assemble(arrays, meta)
     except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         problem = f"not a reference file ({type(error).__name__}: {error})"
         raise SampleError(problem, where=str(path)) from error
-    except zipfile.BadZipFile as error:
+    except _DAMAGE as error:
         raise SampleError(f"damaged archive ({error})", where=str(path)) from error
 
 
