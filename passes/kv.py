@@ -76,17 +76,11 @@ class KV(Pass):
             return PassResult(notes=("a cache on some sites only would be wrong",))
         batch, sequence = _token_symbols(model)
         refusals = _refusals(nodes, sequence)
-        found = {
-            use: find_position_source(model, use, batch, sequence)
-            for use in position_uses(model, sequence)
-        }
-        for use, source in found.items():
-            if isinstance(source, str):
-                refusals.append(Refusal(str(use.value.name), source))
+        sources, problems = _position_sources(model, batch, sequence)
+        refusals += [Refusal("positions", problem) for problem in problems]
         if refusals:
             return PassResult(refusals=tuple(refusals))
-        sources = [s for s in found.values() if isinstance(s, ir.Value)]
-        return self._rewrite(model, nodes, list(dict.fromkeys(sources)))
+        return self._rewrite(model, nodes, sources)
 
     def _rewrite(
         self, model: ir.Model, nodes: list[ir.Node], sources: list[ir.Value]
@@ -188,6 +182,21 @@ def _refusals(nodes: list[ir.Node], sequence: str) -> list[Refusal]:
         if reason:
             found.append(Refusal(str(node.outputs[0].name), reason))
     return found
+
+
+def _position_sources(
+    model: ir.Model, batch: str, sequence: str
+) -> tuple[list[ir.Value], list[str]]:
+    """Where positions come from, and what stands in the way."""
+    sources: dict[ir.Value, None] = {}
+    problems: list[str] = []
+    for use in position_uses(model, batch, sequence):
+        found = use if isinstance(use, str) else find_position_source(model, use, batch, sequence)
+        if isinstance(found, str):
+            problems.append(found)
+        elif found is not None:
+            sources.setdefault(found)
+    return list(sources), problems
 
 
 def _past(

@@ -19,12 +19,25 @@ from optc.ir.probe import Probe, ProbeFailure, ancestors, data_inputs
 
 __all__ = ["PositionUse", "find_position_source", "forget_shapes_after", "position_uses"]
 
-_NEW, _OFFSETS = 3, (4, 2)
+_NEW, _LATER, _OFFSETS = 3, 7, (4, 2)
+
+# operands that say how many, never which: (op, first such input)
+_SIZE_OPERANDS = {
+    "Reshape": 1,
+    "Expand": 1,
+    "Slice": 1,
+    "Unsqueeze": 1,
+    "Squeeze": 1,
+    "Tile": 1,
+    "Pad": 1,
+    "Split": 1,
+    "TopK": 1,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class PositionUse:
-    """A value that depends on positions and meets the data.
+    """A value that runs over the sequence, depends on sizes only, and meets the data.
 
     Attributes:
         value: The value, such as a table of cosines.
@@ -35,25 +48,47 @@ class PositionUse:
     axis: int
 
 
-def position_uses(model: ir.Model, sequence: str) -> list[PositionUse]:
+def position_uses(model: ir.Model, batch: str, sequence: str) -> list[PositionUse | str]:
     """Values that depend on sizes only, run over the sequence, and are used by data nodes.
+
+    Which values run over the sequence is found by evaluating each at two lengths.
 
     Args:
         model: The model.
+        batch: Symbol of the batch.
         sequence: Symbol of the number of tokens.
+
+    Returns:
+        The uses; a sentence in place of each value that cannot be evaluated.
     """
+    probes = [Probe(model, {batch: 2, sequence: count}) for count in (_NEW, _LATER)]
+    found: list[PositionUse | str] = []
+    for value in _met_by_data(model):
+        try:
+            shapes = [probe.run(value).shape for probe in probes]
+        except ProbeFailure as failure:
+            found.append(f"'{value.name}' may depend on positions and cannot be read: {failure}")
+            continue
+        axes = [i for i, (a, b) in enumerate(zip(*shapes, strict=False)) if a != b]
+        if len(axes) > 1:
+            found.append(f"'{value.name}' runs over the sequence twice, like a mask")
+        elif axes:
+            found.append(PositionUse(value, axes[0]))
+    return found
+
+
+def _met_by_data(model: ir.Model) -> list[ir.Value]:
+    """Computed values that depend on sizes only and are operands of nodes that see data."""
     fixed = _fixed_values(model)
-    uses: dict[ir.Value, PositionUse] = {}
+    met: dict[ir.Value, None] = {}
     for node in model.graph:
         if node.outputs[0] in fixed:
             continue
-        for value in node.inputs:
-            if value is None or value not in fixed or value.producer() is None:
-                continue
-            axis = _sequence_axis(value, sequence)
-            if axis is not None:
-                uses.setdefault(value, PositionUse(value, axis))
-    return list(uses.values())
+        stop = _SIZE_OPERANDS.get(node.op_type, len(node.inputs))
+        for value in node.inputs[:stop]:
+            if value is not None and value in fixed and value.producer() is not None:
+                met.setdefault(value)
+    return list(met)
 
 
 def _fixed_values(model: ir.Model) -> set[ir.Value]:
@@ -81,17 +116,6 @@ def forget_shapes_after(model: ir.Model, source: ir.Value) -> None:
     for value in reached:
         if value is not None and value is not source:
             value.shape = None
-
-
-def _sequence_axis(value: ir.Value, sequence: str) -> int | None:
-    if value.shape is None:
-        return None
-    axes = [i for i, d in enumerate(value.shape) if _depends_on(d, sequence)]
-    return axes[0] if len(axes) == 1 else None
-
-
-def _depends_on(dim: int | ir.SymbolicDim, sequence: str) -> bool:
-    return isinstance(dim, ir.SymbolicDim) and dim.value == sequence
 
 
 def find_position_source(
@@ -127,19 +151,17 @@ def find_position_source(
 
 
 def _counting_values(probe: Probe, value: ir.Value) -> list[ir.Value]:
-    """Ancestors of shape [1|B, S] that hold 0..S-1, nearest first."""
+    """Ancestors of shape [1|B, S] that hold 0..S-1."""
+    shapes = {(1, _NEW), (len(_OFFSETS), _NEW)}
     found = []
     for candidate in ancestors(value):
-        shape = probe.shape_of(candidate)
         if candidate.producer() is None or data_inputs(candidate):
-            continue
-        if shape is None or len(shape) != 2 or shape[1] != _NEW:
             continue
         try:
             content = probe.run(candidate)
         except ProbeFailure:
             continue
-        if content.shape == shape and (content == np.arange(_NEW)).all():
+        if content.shape in shapes and (content == np.arange(_NEW)).all():
             found.append(candidate)
     return found
 

@@ -29,17 +29,18 @@ def join_masks(
     if not terms:
         return None, ""
     builder = _Builder(model, before)
-    values = [builder.add("Not", [t.value]) if t.negated else t.value for t in terms]
-    booleans = [v for v in values if v.dtype == ir.DataType.BOOL]
-    biases = [v for v in values if v.dtype != ir.DataType.BOOL]
+    boolean = ir.DataType.BOOL
+    values = [builder.add("Not", [t.value], boolean) if t.negated else t.value for t in terms]
+    booleans = [v for v in values if v.dtype == boolean]
+    biases = [v for v in values if v.dtype != boolean]
     mask = booleans[0] if booleans else biases[0]
     for other in booleans[1:]:
-        mask = builder.add("And", [mask, other])
+        mask = builder.add("And", [mask, other], boolean)
     if booleans and biases:
         hidden = builder.constant(-math.inf, biases[0])
-        mask = builder.add("Where", [mask, biases[0], hidden])
+        mask = builder.add("Where", [mask, biases[0], hidden], biases[0].dtype)
     for other in biases[1:]:
-        mask = builder.add("Add", [mask, other])
+        mask = builder.add("Add", [mask, other], other.dtype)
     return builder.full(mask, query, key), "bias" if biases else "bool"
 
 
@@ -48,15 +49,14 @@ class _Builder:
         self.graph = model.graph
         self.before = before
 
-    def add(self, op: str, inputs: list[ir.Value], **attributes: int) -> ir.Value:
+    def add(
+        self, op: str, inputs: list[ir.Value], dtype: ir.DataType | None, **attributes: int
+    ) -> ir.Value:
         node = ir.node(op, inputs, attributes)
         self.graph.insert_before(self.before, node)
-        output = node.outputs[0]
-        dtypes = {"Not": ir.DataType.BOOL, "And": ir.DataType.BOOL}
-        dtype = dtypes.get(op, inputs[-1].dtype)
         if dtype is not None:
-            output.dtype = dtype
-        return output
+            node.outputs[0].dtype = dtype
+        return node.outputs[0]
 
     def constant(self, number: float, like: ir.Value) -> ir.Value:
         dtype = like.dtype or ir.DataType.FLOAT
@@ -70,14 +70,11 @@ class _Builder:
             return mask
         one = ir.node("Constant", [], {"value_ints": [1, 1]})
         self.graph.insert_before(self.before, one)
-        rows = self.add("Shape", [query], start=2, end=3)
-        columns = self.add("Shape", [key], start=2, end=3)
-        shape = self.add("Concat", [one.outputs[0], rows, columns], axis=0)
-        node = ir.node("Expand", [mask, shape])
-        self.graph.insert_before(self.before, node)
-        if mask.dtype is not None:
-            node.outputs[0].dtype = mask.dtype
-        return node.outputs[0]
+        whole = ir.DataType.INT64
+        rows = self.add("Shape", [query], whole, start=2, end=3)
+        columns = self.add("Shape", [key], whole, start=2, end=3)
+        shape = self.add("Concat", [one.outputs[0], rows, columns], whole, axis=0)
+        return self.add("Expand", [mask, shape], mask.dtype)
 
 
 def _is_full(mask: ir.Value, query: ir.Value, key: ir.Value) -> bool:
