@@ -1,0 +1,77 @@
+"""`Target`: what a runtime must do for optc to build for it. Add one: `docs/architecture.md`."""
+
+from __future__ import annotations
+
+import abc
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from optc.core.session import Session
+
+__all__ = ["Target"]
+
+
+class Target(abc.ABC):
+    """One runtime that canonical graphs can be lowered to.
+
+    Its life in a build: `unavailable` and `refuses` first, before anything expensive; then `lower`
+    (graph to graph, still ordinary ONNX where the runtime allows), `build` (graph to files), and
+    later, maybe on another machine, `open` (files to session).
+
+    Class attributes:
+        name: What users type.
+    """
+
+    name: ClassVar[str]
+
+    def unavailable(self) -> str | None:
+        """Why this machine cannot run what `build` makes, as one sentence; None if it can."""
+        return None
+
+    @abc.abstractmethod
+    def refuses(self, model: ir.Model) -> list[str]:
+        """Reasons, one sentence each, why `model` cannot be built; empty if it can.
+
+        Cheap: reads the graph, never the weights, and starts nothing.
+        """
+
+    @abc.abstractmethod
+    def lower(self, model: ir.Model) -> ir.Model:
+        """Rewrite canonical ops into what this runtime runs fast.
+
+        Returns:
+            A new model that may share weights with `model`, which is left as it is.
+
+        Raises:
+            UnsupportedError: The graph cannot be lowered.
+        """
+
+    @abc.abstractmethod
+    def build(self, model: ir.Model, folder: Path) -> dict[str, Any]:
+        """Write the engine of a lowered graph into `folder`, and prove that it opens.
+
+        Args:
+            model: What `lower` returned.
+            folder: An existing folder; the engine's files go directly into it.
+
+        Returns:
+            Facts for the manifest, in JSON types, with at least the fields of
+            `optc.bundle.manifest.Engine`: `files`, `roles` (role to file, with `prefill` and
+            `decode`), `runtime`, `runtime_version`, `hardware`, `inputs` and `outputs` (each a
+            list of `name`, `dtype`, `shape`).
+
+        Raises:
+            UnsupportedError: The runtime refuses the graph.
+            OutputError: The folder cannot be written.
+        """
+
+    @abc.abstractmethod
+    def open(self, folder: Path) -> Session:
+        """Open what `build` wrote into `folder`.
+
+        Raises:
+            ModelFileError: The engine's files are missing or damaged.
+            UnsupportedError: This machine cannot run them.
+        """

@@ -1,0 +1,104 @@
+"""The `ort` target: one ONNX file and its weights, for ONNX Runtime on any CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+import onnxruntime
+
+from optc.core.errors import OptcError
+from optc.core.session import Port
+from optc.ir.interface import ports
+from optc.ir.load import load_model
+from optc.ir.save import save_model
+from optc.targets.base import Target
+from optc.targets.evaluate import check_file
+from optc.targets.ort_session import OrtSession
+
+__all__ = ["ENGINE", "Ort"]
+
+ENGINE = "engine.onnx"
+_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Ort(Target):
+    """Builds for ONNX Runtime's CPU kernels.
+
+    Attributes:
+        threads: Threads of one operator; the runtime's own choice when None.
+    """
+
+    name: ClassVar[str] = "ort"
+    threads: int | None = None
+
+    def refuses(self, model: ir.Model) -> list[str]:
+        """Operators of domains that ONNX Runtime does not know and no function defines."""
+        strange: dict[tuple[str, str], list[str]] = {}
+        bodies = [model.graph.all_nodes(), *(f.all_nodes() for f in model.functions.values())]
+        for node in (node for body in bodies for node in body):
+            if node.domain in _DOMAINS or node.op_identifier() in model.functions:
+                continue
+            strange.setdefault((node.domain, node.op_type), []).append(node.name or "?")
+        return [
+            f"onnxruntime has no operator {domain}::{op} ({len(nodes)} nodes, first '{nodes[0]}')"
+            for (domain, op), nodes in strange.items()
+        ]
+
+    def lower(self, model: ir.Model) -> ir.Model:
+        """A copy with quantised products as the runtime's own kernels, and nothing unused."""
+        lowered = model.clone()
+        _lower_quant(lowered)
+        common.RemoveUnusedNodesPass()(lowered)
+        common.RemoveUnusedFunctionsPass()(lowered)  # type: ignore[no-untyped-call]
+        common.RemoveUnusedOpsetsPass()(lowered)
+        return lowered
+
+    def build(self, model: ir.Model, folder: Path) -> dict[str, Any]:
+        """Write `engine.onnx` and `engine.onnx.data`, reopen them, and compare the signatures."""
+        path = save_model(model, folder / ENGINE)
+        check_file(path)
+        with OrtSession(path, threads=self.threads) as session:
+            inputs, outputs = session.inputs, session.outputs
+        for kind, wrote, read in (
+            ("input", ports(model.graph.inputs), inputs),
+            ("output", ports(model.graph.outputs), outputs),
+        ):
+            _same_signature(kind, wrote, read)
+        return {
+            "files": sorted(file.name for file in folder.glob(f"{ENGINE}*")),
+            "roles": {"prefill": ENGINE, "decode": ENGINE},
+            "runtime": "onnxruntime",
+            "runtime_version": onnxruntime.__version__,
+            "hardware": "any CPU",
+            "inputs": _facts(inputs),
+            "outputs": _facts(outputs),
+        }
+
+    def open(self, folder: Path) -> OrtSession:
+        """Open the engine; its external data is checked before the runtime sees it."""
+        path = folder / ENGINE
+        load_model(path)
+        return OrtSession(path, threads=self.threads)
+
+
+def _lower_quant(model: ir.Model) -> None:
+    if importlib.util.find_spec("optc.targets.ort_quant") is not None:
+        importlib.import_module("optc.targets.ort_quant").lower_quant(model)
+
+
+def _same_signature(kind: str, wrote: Sequence[Port], read: Sequence[Port]) -> None:
+    before, after = ([(port.name, port.dtype) for port in side] for side in (wrote, read))
+    if before != after:
+        raise OptcError(f"the engine's {kind}s are {after}, the graph's were {before}")
+
+
+def _facts(found: Sequence[Port]) -> list[dict[str, Any]]:
+    return [{"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in found]

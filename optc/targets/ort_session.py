@@ -1,0 +1,211 @@
+"""`OrtSession`: an ONNX file, open in ONNX Runtime on the CPU.
+
+Feeds are checked here and not by the runtime, so that a wrong sample is told apart from a graph
+that the runtime cannot run: the first is a `SampleError`, the second an `UnsupportedError`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from optc.core.context import Array, Feeds
+from optc.core.errors import ModelFileError, OptcError, SampleError, UnsupportedError
+from optc.core.registry import suggestion
+from optc.core.session import Port
+
+__all__ = ["OrtSession", "check_feeds"]
+
+# The package re-exports its classes in a way that type checkers do not follow.
+_ort: Any = onnxruntime
+
+_DTYPES = {
+    "float": "float32",
+    "double": "float64",
+    "string": "object",
+    "float8e4m3fn": "float8_e4m3fn",
+    "float8e4m3fnuz": "float8_e4m3fnuz",
+    "float8e5m2": "float8_e5m2",
+    "float8e5m2fnuz": "float8_e5m2fnuz",
+    "float4e2m1": "float4_e2m1fn",
+}
+_NODE_IN_MESSAGE = (
+    re.compile(r"Name:'([^']+)'"),
+    re.compile(r'In Node, \("([^"]+)"'),
+    re.compile(r"node with name '([^']+)'"),
+)
+_NOISE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?")
+_FATAL_ONLY = 4
+
+# The runtime's exceptions share no base class; RuntimeError is what its Python layer raises.
+_FAILURES: tuple[type[Exception], ...] = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    RuntimeError,
+)
+_DAMAGED: tuple[type[Exception], ...] = (
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoModel,
+    ort_errors.NoSuchFile,
+)
+
+
+class OrtSession:
+    """A graph on ONNX Runtime's CPU kernels. Implements `optc.core.session.Session`.
+
+    Usable as a context manager, which closes it.
+
+    Args:
+        path: An `.onnx` file; its external data lies beside it.
+        threads: Threads of one operator; the runtime's own choice when None.
+
+    Raises:
+        ModelFileError: No such file, or not ONNX.
+        UnsupportedError: The runtime refuses the graph.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None):
+        self._path = Path(path)
+        self._session: Any = _open(self._path, _options(threads))
+        self._inputs = tuple(_port(arg) for arg in self._session.get_inputs())
+        self._outputs = tuple(_port(arg) for arg in self._session.get_outputs())
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """What the graph takes, in graph order."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """What the graph gives, in graph order."""
+        return self._outputs
+
+    def run(self, feeds: Feeds, fetch: tuple[str, ...] | None = None) -> dict[str, Array]:
+        """Run once.
+
+        Args:
+            feeds: Every input, by name.
+            fetch: Names of the outputs wanted; all when None.
+
+        Returns:
+            The outputs by name, in the order asked for.
+
+        Raises:
+            SampleError: A missing, unknown or ill-fitting input, or an unknown output.
+            UnsupportedError: The runtime failed on the graph.
+        """
+        check_feeds(self._inputs, feeds)
+        names = self._names(fetch)
+        return dict(zip(names, self._call(names, dict(feeds)), strict=True))
+
+    def _names(self, fetch: tuple[str, ...] | None) -> list[str]:
+        known = [port.name for port in self._outputs]
+        if fetch is None:
+            return known
+        for name in fetch:
+            if name not in known:
+                raise SampleError(f"there is no output '{name}'", remedy=suggestion(name, known))
+        return list(fetch)
+
+    def _call(self, names: list[str], feeds: dict[str, Array]) -> list[Array]:
+        """The one place that enters the runtime; I/O binding is another way to do just this."""
+        if self._session is None:
+            raise OptcError("the session is closed", where=self._path.name)
+        try:
+            found: list[Array] = self._session.run(names, feeds)
+        except _FAILURES as error:
+            raise _refusal(error, self._path) from error
+        return found
+
+    def close(self) -> None:
+        """Give back the runtime's memory; the session cannot be run any more."""
+        self._session = None
+
+    def __enter__(self) -> OrtSession:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _options(threads: int | None) -> Any:
+    options = _ort.SessionOptions()
+    # What goes wrong arrives as an exception; nothing may be printed beside it.
+    options.log_severity_level = _FATAL_ONLY
+    # Idle threads of one session would spin against those of another in the same process.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def _open(path: Path, options: Any) -> Any:
+    if not path.is_file():
+        raise ModelFileError("no such file", where=str(path))
+    try:
+        return _ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except _DAMAGED as error:
+        raise ModelFileError("not an ONNX model", where=str(path)) from error
+    except _FAILURES as error:
+        raise _refusal(error, path) from error
+
+
+def _refusal(error: Exception, path: Path) -> UnsupportedError:
+    """The first line of the runtime's message, with the node it names."""
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    matches = (pattern.search(first) for pattern in _NODE_IN_MESSAGE)
+    node = next((match.group(1) for match in matches if match), None)
+    where = f"{path.name}, node '{node}'" if node else path.name
+    return UnsupportedError(f"onnxruntime: {_NOISE.sub('', first).rstrip('.')}", where=where)
+
+
+def _port(arg: Any) -> Port:
+    element = re.fullmatch(r"tensor\((\w+)\)", arg.type)
+    dtype = _DTYPES.get(element.group(1), element.group(1)) if element else arg.type
+    return Port(arg.name, dtype, tuple("?" if dim is None else dim for dim in arg.shape))
+
+
+def check_feeds(inputs: tuple[Port, ...], feeds: Mapping[str, Array]) -> None:
+    """See that `feeds` has each input once, with its dtype, rank and fixed sizes.
+
+    Raises:
+        SampleError: It does not; the message names the input.
+    """
+    known = [port.name for port in inputs]
+    for name in feeds:
+        if name not in known:
+            raise SampleError(f"there is no input '{name}'", remedy=suggestion(name, known))
+    for port in inputs:
+        if port.name not in feeds:
+            raise SampleError(f"the input '{port.name}' is missing")
+        _check_array(port, feeds[port.name])
+
+
+def _check_array(port: Port, array: Array) -> None:
+    if port.dtype not in (array.dtype.name, "object"):
+        problem = f"the input '{port.name}' is {array.dtype.name}, the graph takes {port.dtype}"
+        raise SampleError(problem)
+    fits = len(port.shape) == array.ndim and all(
+        not isinstance(want, int) or want == size
+        for want, size in zip(port.shape, array.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(str(dim) for dim in port.shape)
+        problem = f"the input '{port.name}' has shape {list(array.shape)}, the graph takes"
+        raise SampleError(f"{problem} [{wanted}]")
