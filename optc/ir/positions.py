@@ -86,18 +86,20 @@ def _met_by_data(model: ir.Model) -> list[ir.Value]:
             continue
         stop = _SIZE_OPERANDS.get(node.op_type, len(node.inputs))
         for value in node.inputs[:stop]:
-            if value is not None and value in fixed and value.producer() is not None:
+            if value is not None and fixed.get(value):
                 met.setdefault(value)
     return list(met)
 
 
-def _fixed_values(model: ir.Model) -> set[ir.Value]:
-    """Values that depend on sizes and constants only, not on the contents of any input."""
-    fixed = set(model.graph.initializers.values())
+def _fixed_values(model: ir.Model) -> dict[ir.Value | None, bool]:
+    """Values that no input's contents reach; True for those that an input's sizes reach."""
+    fixed: dict[ir.Value | None, bool] = dict.fromkeys(model.graph.initializers.values(), False)
     for node in model.graph:
         inputs = [v for v in node.inputs if v is not None]
-        if node.op_type in {"Shape", "Size"} or all(v in fixed for v in inputs):
-            fixed |= set(node.outputs)
+        if node.op_type in {"Shape", "Size"}:
+            fixed |= dict.fromkeys(node.outputs, True)
+        elif all(v in fixed for v in inputs):
+            fixed |= dict.fromkeys(node.outputs, any(fixed[v] for v in inputs))
     return fixed
 
 
