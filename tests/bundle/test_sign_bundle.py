@@ -9,7 +9,7 @@ import pytest
 
 from optc.bundle.manifest import Manifest
 from optc.bundle.read import read_bundle
-from optc.bundle.sign import sign_bundle, verify_signature
+from optc.bundle.sign import check_private_key, sign_bundle, verify_signature
 from optc.bundle.write import write_bundle
 from optc.core.errors import BundleError, MissingDependencyError, UsageError
 
@@ -163,6 +163,9 @@ def test_keys_that_cannot_be_used(bundle: Path, keys: tuple[Path, Path], tmp_pat
     for wrong in (public, tmp_path / "none.pem", tmp_path / "ed25519.pem", tmp_path / "locked.pem"):
         with pytest.raises(UsageError, match="cannot be used as an elliptic-curve private key"):
             sign_bundle(bundle, wrong)
+        with pytest.raises(UsageError, match="cannot be used as an elliptic-curve private key"):
+            check_private_key(wrong)
+    check_private_key(private)
     sign_bundle(bundle, private)
     for wrong in (private, tmp_path / "none.pem"):
         with pytest.raises(UsageError, match="cannot be used as an elliptic-curve public key"):
