@@ -1,1 +1,1 @@
-"""cli."""
+"""The command line: one file per command, no logic. Results on stdout, progress on stderr."""

@@ -1,0 +1,214 @@
+"""`bench`: how fast are bundles, beside each other?
+
+Timings on a shared machine drift, so bundles take turns: each repeat runs every case on every
+bundle once. The first repeat warms up and is dropped; medians are reported, and ratios to the first
+bundle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optc.api.outputs import folder_bytes
+from optc.api.sessions import OpenBundle, open_bundle
+from optc.core.context import Array, Progress, no_progress
+from optc.core.errors import UnsupportedError, UsageError
+from optc.ir.interface import TOKENS, complete_feeds
+from optc.ir.reference import Reference, load_reference
+from optc.runtime.generate import generate
+
+__all__ = ["BenchResult", "Case", "Timing", "bench"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One workload.
+
+    Attributes:
+        batch: Number of prompts; 0 for a bundle that does not generate.
+        prompt_tokens: Length of each.
+    """
+
+    batch: int = 0
+    prompt_tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """One bundle on one case; medians over the repeats.
+
+    Attributes:
+        bundle: The bundle.
+        case: The workload.
+        seconds: Time to the first token of all rows, or of one pass over the reference samples.
+        tokens_per_second: New tokens per second after the first of each row; None for bundles that
+            do not generate.
+        seconds_ratio: The first bundle's `seconds` over this one's: above 1 is faster.
+        tokens_ratio: This bundle's `tokens_per_second` over the first one's: above 1 is faster.
+    """
+
+    bundle: Path
+    case: Case
+    seconds: float
+    tokens_per_second: float | None
+    seconds_ratio: float
+    tokens_ratio: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchResult:
+    """All timings, case by case, bundles in the order given.
+
+    Attributes:
+        timings: One per case and bundle.
+        bytes: Size of each bundle.
+        new_tokens: Tokens generated per row.
+        repeats: How often each case was timed.
+    """
+
+    timings: tuple[Timing, ...]
+    bytes: dict[Path, int]
+    new_tokens: int
+    repeats: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The document `optc.bench/1`; see `docs/json.md`."""
+        rows = []
+        for timing in self.timings:
+            row = dataclasses.asdict(timing)
+            rows.append({"bundle": str(row.pop("bundle")), **row.pop("case"), **row})
+        return {
+            "schema": "optc.bench/1",
+            "bundles": [{"path": str(p), "bytes": size} for p, size in self.bytes.items()],
+            "new_tokens": self.new_tokens,
+            "repeats": self.repeats,
+            "timings": rows,
+        }
+
+
+_Sample = tuple[float, float | None]
+
+
+def bench(
+    bundles: Sequence[str | Path],
+    *,
+    prompt_lengths: Sequence[int] = (32, 128),
+    batches: Sequence[int] = (1,),
+    new_tokens: int = 16,
+    repeats: int = 5,
+    progress: Progress = no_progress,
+) -> BenchResult:
+    """Time bundles in turns.
+
+    Args:
+        bundles: Folders; ratios are to the first.
+        prompt_lengths: Prompt lengths in tokens.
+        batches: Numbers of prompts per batch.
+        new_tokens: New tokens per prompt; at least 2, so that decoding can be timed.
+        repeats: How often each case is timed, after one more that warms up.
+        progress: Told how far it is.
+
+    Raises:
+        UsageError: A number that is too small, or a bundle named twice.
+        BundleError: A bundle is damaged or unsafe.
+        UnsupportedError: A bundle cannot run a case.
+    """
+    paths = [Path(bundle) for bundle in bundles]
+    if len(set(paths)) < len(paths):
+        raise UsageError("a bundle is named twice")
+    if min(*prompt_lengths, *batches, repeats) < 1 or new_tokens < 2:
+        raise UsageError("lengths, batches and repeats start at 1, new tokens at 2")
+    with contextlib.ExitStack() as stack:
+        runners = [_Runner(stack.enter_context(open_bundle(path)), new_tokens) for path in paths]
+        cases = [Case(b, n) for b in batches for n in prompt_lengths]
+        if not all(runner.generates for runner in runners):
+            cases = [Case()]
+        found = _in_turns(runners, cases, repeats, progress)
+    sizes = {path: folder_bytes(path) for path in paths}
+    return BenchResult(tuple(_timings(paths, cases, found)), sizes, new_tokens, repeats)
+
+
+class _Runner:
+    """Runs cases on one bundle."""
+
+    def __init__(self, opened: OpenBundle, new_tokens: int):
+        self._session = opened.session
+        self._new_tokens = new_tokens
+        path = opened.bundle.reference
+        if path is None:
+            raise UnsupportedError(
+                "it carries no reference samples to run", where=str(opened.bundle.folder)
+            )
+        self._reference = load_reference(path)
+        self._text = _tokens(self._reference)
+        self.generates = bool(self._reference.prompts)
+
+    def time(self, case: Case) -> _Sample:
+        """Run one case once."""
+        if not case.batch:
+            return self._time_samples(), None
+        rows = [
+            np.resize(np.roll(self._text, -row * 7), case.prompt_tokens).tolist()
+            for row in range(case.batch)
+        ]
+        stats = generate(self._session, rows, max_new_tokens=self._new_tokens).stats
+        return stats.ttft_seconds, stats.decode_tokens_per_second
+
+    def _time_samples(self) -> float:
+        started = time.perf_counter()
+        for sample in self._reference.samples:
+            self._session.run(complete_feeds(self._session.inputs, sample.inputs))
+        return time.perf_counter() - started
+
+
+def _tokens(reference: Reference) -> Array:
+    rows = [s.inputs[TOKENS].reshape(-1) for s in reference.samples if TOKENS in s.inputs]
+    return np.concatenate([*rows, *reference.prompts]) if rows else np.zeros(1, np.int64)
+
+
+def _in_turns(
+    runners: Sequence[_Runner], cases: Sequence[Case], repeats: int, progress: Progress
+) -> dict[tuple[int, Case], list[_Sample]]:
+    found: dict[tuple[int, Case], list[_Sample]] = {}
+    total = (repeats + 1) * len(cases) * len(runners)
+    done = 0
+    for repeat in range(repeats + 1):
+        for case in cases:
+            for index, runner in enumerate(runners):
+                sample = runner.time(case)
+                if repeat:
+                    found.setdefault((index, case), []).append(sample)
+                done += 1
+                progress("timing", done, total)
+    return found
+
+
+def _timings(
+    paths: Sequence[Path],
+    cases: Sequence[Case],
+    found: dict[tuple[int, Case], list[_Sample]],
+) -> list[Timing]:
+    timings = []
+    for case in cases:
+        medians = [_medians(found[index, case]) for index in range(len(paths))]
+        base_seconds, base_rate = medians[0]
+        for path, (seconds, rate) in zip(paths, medians, strict=True):
+            ratio = rate / base_rate if rate and base_rate else None
+            timings.append(Timing(path, case, seconds, rate, base_seconds / seconds, ratio))
+    return timings
+
+
+def _medians(samples: Sequence[_Sample]) -> _Sample:
+    rates = [rate for _, rate in samples if rate is not None]
+    return (
+        statistics.median(seconds for seconds, _ in samples),
+        statistics.median(rates) if rates else None,
+    )

@@ -1,0 +1,159 @@
+"""`build`: from a model file to a verified bundle. Read this first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from optc.api.log import Log, LogHook, silent
+from optc.api.outputs import bundle_path, check_folder, folder_bytes
+from optc.api.pack import Packer
+from optc.api.policies import policy_for
+from optc.api.registries import passes as pass_registry
+from optc.api.registries import targets as target_registry
+from optc.api.result import BuildResult
+from optc.api.samples import calibration_of, find_reference
+from optc.bundle.sign import check_private_key, sign_bundle
+from optc.bundle.write import check_writable, write_bundle
+from optc.core.context import Context, Progress, no_progress
+from optc.core.errors import NotYetError, UnsupportedError, UsageError
+from optc.core.hooks import Hook, TimeHook
+from optc.core.pipeline import Pipeline
+from optc.ir.dump import DumpHook
+from optc.ir.load import load_canonical
+from optc.ir.verify import VerifyHook
+from optc.parity.hook import CompareHook
+from optc.targets.base import Target
+from optc.targets.evaluate import OrtEvaluator, open_model
+
+__all__ = ["build"]
+
+
+def build(
+    model: str | Path,
+    passes: str,
+    *,
+    target: str = "ort",
+    out: str | Path | None = None,
+    reference: str | Path | None = None,
+    calibration: str | Path | None = None,
+    policy: str | Path | None = None,
+    dump_dir: str | Path | None = None,
+    draft: str | Path | None = None,
+    sm: Sequence[int] | None = None,
+    allow_noop: bool = False,
+    force: bool = False,
+    sign_key: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+    log: Log = silent,
+) -> BuildResult:
+    """Optimise a model, measure it after every pass, and write a bundle.
+
+    Args:
+        model: An ONNX file from any exporter.
+        passes: Pipeline text such as `quant,flash,kv:max=4096`, in any order.
+        target: Runtime to build for.
+        out: The bundle's folder; see `optc.api.outputs.bundle_path` for the default.
+        reference: Inputs and the original's answers; `reference.npz` beside the model by default,
+            and the input graph's own answers where there is none.
+        calibration: Reference file whose inputs calibrate; the reference's own by default.
+        policy: TOML file with limits; limits that follow from the passes by default.
+        dump_dir: Folder that gets the graph before the first and after every pass.
+        draft: Draft model for speculation; not there yet.
+        sm: Compute capabilities, for targets that take them.
+        allow_noop: Whether a pass may find nothing to rewrite.
+        force: Write the bundle although it misses its policy, and say so in it.
+        sign_key: Private key (PEM, elliptic curve) to sign the bundle with.
+        seed: Seed of everything random.
+        progress: Told how far long steps are.
+        log: Given one line at a time, for people to read.
+
+    Returns:
+        What was done, measured and written.
+
+    Raises:
+        InputError: Something given is wrong; nothing was written.
+        ParityError: A pass or the engine misses the policy; nothing was written.
+        UnsupportedError: The graph, the target or this machine cannot; nothing was written.
+    """
+    started = time.perf_counter()
+    if draft is not None:
+        raise NotYetError("speculation with a draft model is not there yet", where="--draft")
+    source, bundle = Path(model), bundle_path(Path(model), out)
+    pipeline = Pipeline.parse(passes, pass_registry(), allow_noop=allow_noop)
+    goal = _target(target, sm)
+    limits = policy_for(policy, pipeline)
+    _check_outputs(bundle, dump_dir, sign_key)
+
+    graph = load_canonical(source)
+    truth = find_reference(graph, source, reference, seed=seed, log=log, progress=progress)
+    samples = calibration_of(truth, calibration, graph)
+    context = Context(OrtEvaluator(), samples, goal.name, seed, progress)
+
+    log(f"passes, in the order they run: {pipeline}")
+    compare = CompareHook(open_model, truth, limits, force=force, progress=progress)
+    hooks: list[Hook] = [TimeHook(), VerifyHook(), LogHook(log), compare]
+    if dump_dir is not None:
+        hooks.insert(1, DumpHook(Path(dump_dir)))
+    pipeline.run(graph, context, hooks)
+
+    lowered = _lower(goal, graph)
+    packer = Packer(
+        model=source,
+        target=goal,
+        pipeline=pipeline,
+        given=passes,
+        reference=truth,
+        policy=limits,
+        force=force,
+        progress=progress,
+        rows=compare.rows,
+        violations=compare.violations,
+    )
+    write_bundle(bundle, lambda folder: packer.fill(lowered, folder))
+    if sign_key is not None:
+        sign_bundle(bundle, sign_key)
+    return BuildResult(
+        model=source,
+        bundle=bundle,
+        bytes=folder_bytes(bundle),
+        target=goal.name,
+        pipeline=passes,
+        order=tuple(packer.order),
+        source=truth.source,
+        level=packer.level,
+        rows=tuple(packer.rows),
+        policy=limits,
+        violations=tuple(packer.violations),
+        signed=sign_key is not None,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _target(name: str, sm: Sequence[int] | None) -> Target:
+    cls = target_registry().load(name)
+    options = {} if sm is None else {"sm": tuple(sm)}
+    if options and "sm" not in getattr(cls, "__dataclass_fields__", {}):
+        problem = f"the target '{name}' does not build for GPU architectures"
+        raise UsageError(problem, where="--sm", remedy="leave it out")
+    return cls(**options)
+
+
+def _check_outputs(bundle: Path, dump_dir: str | Path | None, sign_key: str | Path | None) -> None:
+    """Find out now, and not after minutes of work, whether the results can be written."""
+    check_writable(bundle)
+    if dump_dir is not None:
+        check_folder(dump_dir)
+    if sign_key is not None:
+        check_private_key(sign_key)
+
+
+def _lower(target: Target, graph: ir.Model) -> ir.Model:
+    reasons = target.refuses(graph)
+    if reasons:
+        raise UnsupportedError("; ".join(reasons[:3]), where=f"target '{target.name}'")
+    return target.lower(graph)

@@ -1,0 +1,58 @@
+"""Where results go, checked before any work is done."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from optc.core.errors import OutputError, UsageError
+
+__all__ = ["SUFFIX", "bundle_path", "check_folder", "folder_bytes"]
+
+SUFFIX = ".optc"
+
+
+def bundle_path(model: Path, out: str | Path | None) -> Path:
+    """Where the bundle of `model` goes.
+
+    Args:
+        model: The model file.
+        out: What the user said. By default the bundle lies in the working directory and is named
+            after the file, or after its folder when the file is called `model.onnx`.
+
+    Raises:
+        UsageError: The name does not end in `.optc`.
+    """
+    if out is None:
+        stem = model.resolve().parent.name if model.name == "model.onnx" else model.stem
+        return Path(f"{stem or 'model'}{SUFFIX}")
+    path = Path(out)
+    if path.suffix != SUFFIX:
+        raise UsageError(
+            f"the name of a bundle ends in '{SUFFIX}', '{path.name}' does not",
+            where="--output",
+            remedy=f"write '{path.with_name(path.name + SUFFIX)}'",
+        )
+    return path
+
+
+def check_folder(path: str | Path) -> Path:
+    """See that files can be written into the folder `path`, which may not exist yet.
+
+    Raises:
+        OutputError: It or the nearest existing folder above it is a file, or cannot be written in.
+    """
+    path = Path(path)
+    above = path.absolute()
+    while not above.exists():
+        above = above.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=".optc-", dir=above):
+            return path
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror}", where=str(path)) from error
+
+
+def folder_bytes(path: Path) -> int:
+    """Bytes of all files under `path`."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

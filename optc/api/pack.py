@@ -1,0 +1,166 @@
+"""The second half of a build: engine, measurement of the engine, files of the bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+import optc
+from optc.api.outputs import folder_bytes
+from optc.api.sessions import opened
+from optc.bundle.layout import PARITY, REFERENCE, REPORT, TOKENIZER
+from optc.bundle.manifest import Engine, Evidence, Manifest, installed_versions
+from optc.core.context import Progress
+from optc.core.errors import ParityError
+from optc.core.hooks import peak_rss_bytes
+from optc.core.pipeline import Pipeline
+from optc.ir.reference import Reference, save_reference
+from optc.parity.compare import compare
+from optc.parity.policy import Policy
+from optc.parity.report import Row, render_html, rows_as_json
+from optc.runtime.tokenizer import FILES
+from optc.targets.base import Target
+
+__all__ = ["ENGINE", "Packer"]
+
+ENGINE = "engine"
+"""Name of the row that measures the built engine."""
+
+_VERSIONS = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+
+
+@dataclasses.dataclass
+class Packer:
+    """Fills a bundle's folder.
+
+    Attributes:
+        model: The model file that the build began with.
+        target: Runtime to build for.
+        pipeline: The passes that ran.
+        given: Pipeline text as the user wrote it.
+        reference: What to measure against.
+        policy: What is acceptable.
+        force: Whether to write what is not.
+        progress: Told how far long steps are.
+        rows: What was measured; the engine's row is appended.
+        violations: Rules that do not hold; those of the engine are appended.
+        level: How far the engine was tried; see `optc.bundle.manifest.Evidence`.
+    """
+
+    model: Path
+    target: Target
+    pipeline: Pipeline
+    given: str
+    reference: Reference
+    policy: Policy
+    force: bool
+    progress: Progress
+    rows: list[Row]
+    violations: list[str]
+    level: str = "graph"
+
+    def fill(self, lowered: ir.Model, folder: Path) -> Manifest:
+        """Build the engine of a lowered graph into `folder`, measure it, add all other files.
+
+        Raises:
+            ParityError: The engine misses the policy, and `force` is off.
+            UnsupportedError: The target cannot build the graph.
+        """
+        engine = Engine.from_facts(self.target.build(lowered, folder))
+        self._measure(folder)
+        save_reference(self.reference, folder / REFERENCE)
+        self._copy_tokenizer(folder)
+        (folder / PARITY).write_text(_json_text(self._parity()), encoding="utf-8")
+        (folder / REPORT).write_text(self._report(), encoding="utf-8")
+        return Manifest(
+            pipeline=self.given,
+            order=tuple(self.order),
+            options={p.name: dataclasses.asdict(p) for p in self.pipeline.passes},
+            versions={"optc": optc.__version__, **installed_versions(_VERSIONS)},
+            target=self.target.name,
+            engine=engine,
+            evidence=Evidence(
+                level=self.level,
+                source=self.reference.source,
+                metrics=self.rows[-1].metrics.as_dict(),
+                policy=self.policy.as_dict(),
+                passed=not self.violations,
+                forced=bool(self.violations) and self.force,
+            ),
+            extra={"model": self.model.name},
+        )
+
+    @property
+    def order(self) -> Sequence[str]:
+        """Canonical text of each pass, in the order they ran."""
+        return str(self.pipeline).split(",") if self.pipeline.passes else []
+
+    def _measure(self, folder: Path) -> None:
+        """Run the engine itself where this machine can; judge it by the whole pipeline's limits."""
+        self.level = "built"
+        if self.target.unavailable() is not None:
+            return
+        size = folder_bytes(folder)
+        with opened(self.target, folder) as session:
+            metrics = compare(session, self.reference, progress=self.progress)
+        broken = tuple(self.policy.violations(metrics))
+        row = Row(
+            name=ENGINE,
+            text=f"{ENGINE} ({self.target.name})",
+            promise=self.policy.promise,
+            metrics=metrics,
+            size=size,
+            peak_rss=peak_rss_bytes(),
+            violations=broken,
+        )
+        if broken and not self.force:
+            problem, where = "; ".join(broken), f"engine for '{self.target.name}'"
+            remedy = "see what 'optc bisect' says, or set other limits with --policy"
+            raise ParityError(problem, where=where, remedy=remedy)
+        self.rows.append(row)
+        self.violations += [f"{ENGINE}: {sentence}" for sentence in broken]
+        self.level = "run"
+
+    def _copy_tokenizer(self, folder: Path) -> None:
+        found = [self.model.parent / name for name in FILES]
+        if not found[0].is_file():
+            return
+        (folder / TOKENIZER).mkdir()
+        for path in found:
+            if path.is_file():
+                shutil.copyfile(path, folder / TOKENIZER / path.name)
+
+    def _parity(self) -> dict[str, Any]:
+        return {
+            "schema": "optc.parity/1",
+            "source": self.reference.source,
+            "note": self.reference.note,
+            "level": self.level,
+            "order": list(self.order),
+            "rows": rows_as_json(self.rows, timings=False),
+            "policy": self.policy.as_dict(),
+            "violations": list(self.violations),
+        }
+
+    def _report(self) -> str:
+        return render_html(
+            self.rows,
+            title=self.model.name,
+            pipeline=str(self.pipeline),
+            source=self.reference.source,
+            note=self.reference.note,
+            policy=self.policy,
+            violations=self.violations,
+            facts={"Target": self.target.name},
+        )
+
+
+def _json_text(document: dict[str, Any]) -> str:
+    text = json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n"

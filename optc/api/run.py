@@ -1,0 +1,96 @@
+"""`run`: generate text with a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from optc.api.sessions import open_bundle
+from optc.core.context import Progress, no_progress
+from optc.runtime.sampling import GREEDY, Sampling
+from optc.runtime.text import Completion, complete
+
+__all__ = ["RunResult", "run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What a bundle said.
+
+    Attributes:
+        bundle: The bundle's folder.
+        prompts: The prompts.
+        completion: New text and tokens of each prompt, why each ended, and what it cost.
+    """
+
+    bundle: Path
+    prompts: tuple[str, ...]
+    completion: Completion
+
+    def as_json(self) -> dict[str, Any]:
+        """The document `optc.run/1`; see `docs/json.md`."""
+        found = self.completion
+        rows = zip(self.prompts, found.texts, found.tokens, found.finish, strict=True)
+        return {
+            "schema": "optc.run/1",
+            "bundle": str(self.bundle),
+            "completions": [
+                {"prompt": prompt, "text": text, "tokens": list(tokens), "finish": finish}
+                for prompt, text, tokens, finish in rows
+            ],
+            "stats": dataclasses.asdict(found.stats),
+        }
+
+
+def _ignore(row: int, text: str) -> None:
+    pass
+
+
+def run(
+    bundle: str | Path,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int = 128,
+    chat: bool = False,
+    sampling: Sampling = GREEDY,
+    stop: Sequence[str] = (),
+    on_text: Callable[[int, str], None] = _ignore,
+    progress: Progress = no_progress,
+) -> RunResult:
+    """Continue prompts, all in one batch.
+
+    Args:
+        bundle: The bundle's folder.
+        prompts: Texts; they may differ in length.
+        max_tokens: Largest number of new tokens for each.
+        chat: Whether each prompt is what a user says to the model's chat template.
+        sampling: How tokens are chosen.
+        stop: Strings that end a text; they are not part of it.
+        on_text: Called with (row, text) as text becomes certain.
+        progress: Told the bytes checked before the engine is opened.
+
+    Raises:
+        BundleError: The bundle is damaged or unsafe.
+        UnsupportedError: No tokenizer, no chat template, or too long for the engine's cache.
+        UsageError: Nothing to do.
+    """
+    with open_bundle(bundle, progress=progress) as opened:
+        tokenizer = opened.tokenizer
+        rows = [
+            tokenizer.encode_chat([{"role": "user", "content": text}])
+            if chat
+            else tokenizer.encode(text)
+            for text in prompts
+        ]
+        found = complete(
+            opened.session,
+            tokenizer,
+            rows,
+            max_new_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            on_text=on_text,
+        )
+    return RunResult(Path(bundle), tuple(prompts), found)

@@ -1,0 +1,64 @@
+"""Where the data comes from that a build is judged on and calibrated with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from optc.api.log import Log
+from optc.core.context import Feeds, Progress
+from optc.core.session import Port
+from optc.ir.interface import ports
+from optc.ir.reference import Reference, load_reference
+from optc.parity.oracle import make_reference
+from optc.targets.evaluate import open_model
+
+__all__ = ["REFERENCE", "calibration_of", "find_reference"]
+
+REFERENCE = "reference.npz"
+
+
+def find_reference(
+    graph: ir.Model,
+    model: Path,
+    given: str | Path | None,
+    *,
+    seed: int,
+    log: Log,
+    progress: Progress,
+) -> Reference:
+    """The reference named by the user, the one beside the model, or the graph's own answers.
+
+    Raises:
+        SampleError: It cannot be read or does not fit the graph.
+    """
+    beside = model.with_name(REFERENCE)
+    path = Path(given) if given is not None else beside
+    if given is None and not beside.is_file():
+        log(f"no {REFERENCE} beside the model: the input graph is its own oracle")
+        return make_reference(graph, open_model, seed=seed, progress=progress)
+    reference = load_reference(path)
+    reference.check(*_signature(graph), str(path))
+    return reference
+
+
+def calibration_of(
+    reference: Reference, given: str | Path | None, graph: ir.Model
+) -> tuple[Feeds, ...]:
+    """Inputs for passes that calibrate: those of the file given, else of the reference.
+
+    Judged samples serve only where there is nothing else.
+
+    Raises:
+        SampleError: The file cannot be read or does not fit the graph.
+    """
+    source = reference
+    if given is not None:
+        source = load_reference(given)
+        source.check(*_signature(graph), str(given))
+    return source.calibration or tuple(sample.inputs for sample in source.samples)
+
+
+def _signature(graph: ir.Model) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    return ports(graph.graph.inputs), ports(graph.graph.outputs)

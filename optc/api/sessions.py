@@ -1,0 +1,90 @@
+"""Open what a bundle holds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from optc.api.registries import targets
+from optc.bundle.read import Bundle, read_bundle
+from optc.core.context import Progress, no_progress
+from optc.core.errors import UnsupportedError
+from optc.core.session import Session
+from optc.runtime.tokenizer import Tokenizer, load_tokenizer
+from optc.targets.base import Target
+
+__all__ = ["OpenBundle", "open_bundle", "opened", "target_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenBundle:
+    """A bundle that was checked, with its engine open.
+
+    Attributes:
+        bundle: The folder and its manifest.
+        session: Runs the engine.
+    """
+
+    bundle: Bundle
+    session: Session
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer.
+
+        Raises:
+            UnsupportedError: It carries none.
+        """
+        folder = self.bundle.tokenizer
+        if folder is None:
+            raise UnsupportedError(
+                "the bundle carries no tokenizer",
+                where=str(self.bundle.folder),
+                remedy="put the model's tokenizer.json beside its .onnx file and build again",
+            )
+        return load_tokenizer(folder)
+
+
+@contextlib.contextmanager
+def open_bundle(
+    path: str | Path, *, verify_hashes: bool = True, progress: Progress = no_progress
+) -> Iterator[OpenBundle]:
+    """Check a bundle and open its engine; closed at the end of the block.
+
+    Args:
+        path: The bundle's folder.
+        verify_hashes: Whether to read every byte before anything is opened.
+        progress: Told the bytes checked so far.
+
+    Raises:
+        BundleError: It is damaged or unsafe.
+        UnsupportedError: This machine cannot run it.
+    """
+    bundle = read_bundle(path, verify_hashes=verify_hashes, progress=progress)
+    with opened(target_of(bundle), bundle.folder) as session:
+        yield OpenBundle(bundle, session)
+
+
+def target_of(bundle: Bundle) -> Target:
+    """The target that a bundle was built for.
+
+    Raises:
+        UnsupportedError: This machine has not what it needs.
+    """
+    target = targets().load(bundle.manifest.target)()
+    reason = target.unavailable()
+    if reason is not None:
+        raise UnsupportedError(reason, where=str(bundle.folder))
+    return target
+
+
+@contextlib.contextmanager
+def opened(target: Target, folder: Path) -> Iterator[Session]:
+    """Open the engine in `folder`, and give back its memory at the end of the block."""
+    session = target.open(folder)
+    with contextlib.ExitStack() as stack:
+        if isinstance(session, contextlib.AbstractContextManager):
+            stack.enter_context(session)
+        yield session

@@ -1,0 +1,124 @@
+"""Terminal manners: progress and logs on stderr, results on stdout, JSON as one document."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+__all__ = ["Reporter", "print_json", "print_rich", "print_table", "reporting", "size"]
+
+_WIDE = 160
+
+
+class Reporter:
+    """Says on stderr what goes on: one line per step, nothing that moves.
+
+    Args:
+        quiet: Whether to say nothing about progress, for commands that take a moment only.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._last = ""
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Report `done` of `total` units of `what`; see `optc.core.context.Progress`."""
+        if what != self._last and not self._quiet:
+            self._last = what
+            self.log(f"{what} ...")
+
+    def log(self, text: str) -> None:
+        """Print one line."""
+        click.echo(text, err=True)
+
+
+class BarReporter(Reporter):
+    """The same on a terminal, with bars that go away when the work is done."""
+
+    def __init__(self, bars: Bars):
+        super().__init__()
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Move the bar of `what`; it disappears when all is done."""
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total)
+        self._bars.update(self._tasks[what], completed=done, total=total)
+        if done >= total:
+            self._bars.remove_task(self._tasks.pop(what))
+
+    def log(self, text: str) -> None:
+        """Print one line above the bars."""
+        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def reporting(*, quiet: bool = False) -> Iterator[Reporter]:
+    """A reporter that fits what stderr is; `quiet` holds for what is no terminal."""
+    if not sys.stderr.isatty():
+        yield Reporter(quiet=quiet)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+    from rich.progress import TimeElapsedColumn as Elapsed
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30))
+    with Progress(
+        *columns, MofNCompleteColumn(), Elapsed(), console=Console(stderr=True), transient=True
+    ) as bars:
+        yield BarReporter(bars)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_rich(item: RenderableType) -> None:
+    """Print text or a table on stdout, without wrapping where nobody sees the width."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _WIDE
+    Console(file=sys.stdout, width=width, highlight=False).print(item)
+
+
+def print_table(
+    *columns: str, rows: Sequence[tuple[str, ...]], right: tuple[str, ...] = ()
+) -> None:
+    """Print a plain table on stdout.
+
+    Args:
+        columns: Headings.
+        rows: Cells; all of one length.
+        right: Headings of the columns that are flush right.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading in columns:
+        table.add_column(heading, justify="right" if heading in right else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: brackets are no markup
+    print_rich(table)
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"

@@ -1,0 +1,94 @@
+"""`optc inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from optc.cli import options
+from optc.cli.console import print_json, print_table, reporting, size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from optc.api.inspect_bundle import BundleReport
+    from optc.api.inspect_model import ModelReport
+    from optc.core.session import Port
+
+_MOST = 12
+
+
+@click.command()
+@click.argument("path", metavar="MODEL.onnx|BUNDLE")
+@click.option(
+    "--explain-attention", is_flag=True,
+    help="List every attention site, and whether and why (not) the flash pass fuses it.",
+)  # fmt: skip
+@options.as_json
+def inspect(path: str, explain_attention: bool, as_json: bool) -> None:
+    """Say what is in a model file or a bundle."""
+    if Path(path).is_dir():
+        if explain_attention:
+            raise click.UsageError("--explain-attention is for model files")
+        from optc.api.inspect_bundle import inspect_bundle
+
+        with reporting(quiet=True) as report:
+            bundle = inspect_bundle(path, progress=report.progress)
+        print_json(bundle.as_json()) if as_json else _print_bundle(bundle)
+        return
+    from optc.api.inspect_model import inspect_model
+
+    with reporting(quiet=True) as report:
+        model = inspect_model(path, explain=explain_attention, progress=report.progress)
+    print_json(model.as_json()) if as_json else _print_model(model, explain_attention)
+
+
+def _print_model(report: ModelReport, explain: bool) -> None:
+    opsets = ", ".join(f"{domain} {version}" for domain, version in report.opsets.items())
+    weights = ", ".join(f"{kind} {size(n)}" for kind, n in report.parameter_bytes.items())
+    nodes = sum(report.operators.values())
+    click.echo(f"{report.path}: ONNX, IR version {report.ir_version}, opset {opsets}")
+    click.echo(f"made by {report.producer}")
+    click.echo(f"parameters: {report.parameters:,} ({weights or 'no weights'})")
+    click.echo(f"inputs:  {_ports(report.inputs)}")
+    click.echo(f"outputs: {_ports(report.outputs)}")
+    if report.cache:
+        click.echo(f"cache: {report.cache}")
+    kinds = [site.kind for site in report.attention]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    click.echo(f"attention sites: {counts or 'none'}")
+    frequent = list(report.operators.items())[:_MOST]
+    more = len(report.operators) - len(frequent)
+    listed = ", ".join(f"{name} {count}" for name, count in frequent)
+    click.echo(f"nodes: {nodes:,}: {listed}{f', and {more} more kinds' if more > 0 else ''}")
+    if explain:
+        verdicts = {True: "yes", False: "no", None: "-"}
+        rows = [(s.name, s.kind, verdicts[s.fuses], s.detail) for s in report.attention]
+        print_table("site", "kind", "fuses", "detail", rows=rows)
+
+
+def _ports(ports: Iterable[Port]) -> str:
+    listed = [f"{p.name} {p.dtype}[{','.join(str(d) for d in p.shape)}]" for p in ports]
+    more = len(listed) - 4
+    return ", ".join(listed[:4]) + (f", and {more} more" if more > 0 else "")
+
+
+def _print_bundle(report: BundleReport) -> None:
+    manifest = report.manifest
+    engine, evidence = manifest.engine, manifest.evidence
+    metrics = {k: v for k, v in evidence.metrics.items() if isinstance(v, int | float)}
+    numbers = ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
+    verdict = "within its policy" if evidence.passed else "MISSES its policy, forced"
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    click.echo(f"{report.path}: bundle, {size(report.bytes)}, {len(manifest.files)} files, intact")
+    click.echo(f"model: {manifest.extra.get('model', '?')}")
+    click.echo(f"passes: {', '.join(manifest.order) or 'none'} (asked for: {manifest.pipeline})")
+    click.echo(f"target: {manifest.target} ({engine.runtime} {engine.runtime_version})")
+    click.echo(f"runs on: {engine.hardware}")
+    click.echo(f"inputs:  {_ports(engine.inputs)}")
+    click.echo(f"outputs: {_ports(engine.outputs)}")
+    click.echo(f"evidence: {report.evidence}; {verdict}: {numbers}")
+    click.echo(f"made with: {versions}")
+    click.echo(f"signature: {'there, not checked' if report.signed else 'none'}")

@@ -1,0 +1,97 @@
+"""`optc run`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from optc.cli import options
+from optc.cli.console import print_json, reporting, size
+
+if TYPE_CHECKING:
+    from optc.api.run import RunResult
+
+
+@click.command()
+@click.argument("bundle")
+@click.option(
+    "--prompt", "prompts", metavar="TEXT", multiple=True, required=True,
+    help="Text to continue; give it several times for a batch.",
+)  # fmt: skip
+@click.option("--max-tokens", type=int, default=128, show_default=True, help="New tokens.")
+@click.option(
+    "--stream/--no-stream", default=None,
+    help="Show text as it comes.  [default: on a terminal, for one prompt]",
+)  # fmt: skip
+@click.option("--chat", is_flag=True, help="Put the prompt through the model's chat template.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-k", type=int, default=0, help="Keep the K most likely tokens.  [default: all]")
+@click.option("--top-p", type=float, default=1.0, help="Keep this much probability. [default: all]")
+@options.seed
+@click.option("--stop", metavar="TEXT", multiple=True, help="End at this text; may be repeated.")
+@options.as_json
+def run(
+    bundle: str,
+    prompts: tuple[str, ...],
+    max_tokens: int,
+    stream: bool | None,
+    chat: bool,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    stop: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Generate text with a bundle."""
+    if stream and (as_json or len(prompts) > 1):
+        raise click.UsageError("--stream shows one prompt as text")
+    if stream is None:
+        stream = sys.stdout.isatty() and len(prompts) == 1 and not as_json
+    from optc.api.run import run as generate
+    from optc.runtime.sampling import Sampling
+
+    def show(row: int, text: str) -> None:
+        if stream:
+            click.echo(text, nl=False)
+
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    with reporting(quiet=True) as report:
+        result = generate(
+            bundle,
+            prompts,
+            max_tokens=max_tokens,
+            chat=chat,
+            sampling=sampling,
+            stop=stop,
+            on_text=show,
+            progress=report.progress,
+        )
+    if as_json:
+        print_json(result.as_json())
+    elif stream:
+        click.echo()
+    else:
+        _print_texts(result)
+    _print_stats(result)
+
+
+def _print_texts(result: RunResult) -> None:
+    texts = result.completion.texts
+    for number, (prompt, text) in enumerate(zip(result.prompts, texts, strict=True), start=1):
+        if len(texts) > 1:
+            click.echo(f"--- {number}: {' '.join(prompt.split())}")
+        click.echo(text)
+
+
+def _print_stats(result: RunResult) -> None:
+    stats = result.completion.stats
+    rate = stats.decode_tokens_per_second
+    speed = f", {rate:.1f} tokens/s" if rate is not None else ""
+    click.echo(
+        f"{stats.prompt_tokens} + {stats.new_tokens} tokens, first after "
+        f"{stats.ttft_seconds * 1e3:.0f} ms{speed}, peak memory {size(stats.peak_rss_bytes)}",
+        err=True,
+    )
