@@ -1,0 +1,207 @@
+"""Run a graph on the reference's samples and prompts and measure how far it is from them.
+
+Every interface is taken: a plain graph as it is, a graph with a cache fed with empty caches. A
+graph with a cache is judged on every way to use it, and the worst counts:
+
+1. each sample in one prefill;
+2. the longest sample in pieces: a prefill, chunks, single tokens (`optc.parity.cached`);
+3. all prompts as one ragged batch, prefilled with padding, then token by token.
+
+Greedy continuations are *teacher-forced*: whatever a graph predicts, the reference's token is fed
+next, and every position is judged. As long as all tokens agree this is greedy decoding itself, so
+"all equal" means the same text; after a first difference it still says how often they differ,
+where free decoding would compare two unrelated texts. A tie in the reference's logits excuses
+nothing: the token is the same or it is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from optc.core.context import Array, Feeds, Progress, no_progress
+from optc.core.errors import SampleError
+from optc.core.session import Session
+from optc.ir.interface import LENGTHS, LOGITS, TOKENS, cache_ports
+from optc.ir.reference import Reference, Sample
+from optc.parity.cached import most_likely, ragged_predictions, run_in_pieces
+from optc.parity.feeds import capacity, sample_feeds, token_feeds, token_feeds_refusal
+from optc.parity.metrics import Accumulator, Metrics
+
+__all__ = ["Tap", "compare"]
+
+
+class Tap:
+    """Sees what a graph answered while it is compared; the base class forgets it."""
+
+    def outputs(self, index: int, outputs: Feeds) -> None:
+        """Outputs of sample `index`, run whole."""
+
+    def predictions(self, tokens: Sequence[Array]) -> None:
+        """Most likely tokens along each continuation, int64 [m]; empty where a prompt was skipped.
+
+        Not called where prompts cannot be judged.
+        """
+
+
+def compare(
+    session: Session,
+    reference: Reference,
+    *,
+    forced: Sequence[Array] | None = None,
+    tap: Tap | None = None,
+    progress: Progress = no_progress,
+) -> Metrics:
+    """Measure `session` against `reference`.
+
+    Args:
+        session: The graph under judgement.
+        reference: Samples with all their outputs; greedy continuations for causal models.
+        forced: Continuations to feed; the reference's own when None. They differ when the
+            reference is another graph's predictions along the same text.
+        tap: Sees the outputs and predictions.
+        progress: Called after each sample and each greedy step.
+
+    Returns:
+        The worst metrics over all ways to run; `notes` names what was left out and why.
+
+    Raises:
+        SampleError: The samples do not fit the inputs, or none fits in the cache.
+    """
+    comparison = _Comparison(session, reference, tap or Tap(), progress)
+    metrics = comparison.samples()
+    if metrics.faults or not reference.prompts:
+        return dataclasses.replace(metrics, notes=tuple(comparison.notes))
+    metrics = comparison.greedy(metrics, reference.continuations if forced is None else forced)
+    return dataclasses.replace(metrics, notes=tuple(comparison.notes))
+
+
+class _Comparison:
+    """One comparison; `notes` collects what is left out."""
+
+    def __init__(self, session: Session, reference: Reference, tap: Tap, progress: Progress):
+        self.session = session
+        self.reference = reference
+        self.tap = tap
+        self.progress = progress
+        self.notes: list[str] = []
+        self.cached = any(port.name == LENGTHS for port in session.inputs)
+        self.causal = self.cached or bool(reference.prompts)
+        self.room = capacity(session.inputs)
+
+    def samples(self) -> Metrics:
+        """Judge the samples; in a graph with a cache, the longest one in pieces too."""
+        fitting = self._fitting_samples()
+        absent = self._absent_outputs()
+        if absent:
+            nan = float("nan")
+            return Metrics(nan, nan, nan, max_rel=nan, faults=absent)
+        whole = Accumulator(causal=self.causal)
+        for done, (index, sample) in enumerate(fitting, start=1):
+            outputs = self.session.run(
+                sample_feeds(self.session.inputs, sample.inputs), tuple(sample.outputs)
+            )
+            whole.add(sample.outputs, outputs, sample.inputs)
+            self.tap.outputs(index, outputs)
+            self.progress("comparing samples", done, len(fitting))
+        metrics = whole.metrics()
+        if not self.cached or metrics.faults:
+            return metrics
+        return metrics.worst(self._in_pieces([sample for _, sample in fitting]))
+
+    def _in_pieces(self, samples: Sequence[Sample]) -> Metrics:
+        sample = max(samples, key=lambda s: s.inputs[TOKENS].shape[1])
+        shape = sample.inputs[TOKENS].shape
+        expected = {k: v for k, v in sample.outputs.items() if v.shape[:2] == shape}
+        pieces = Accumulator(causal=True)
+        outputs = run_in_pieces(self.session, sample.inputs, tuple(expected))
+        pieces.add(expected, outputs, sample.inputs)
+        return pieces.metrics()
+
+    def _absent_outputs(self) -> tuple[str, ...]:
+        given = {port.name for port in self.session.outputs}
+        wanted = [name for sample in self.reference.samples for name in sample.outputs]
+        if self.cached:
+            wanted += [cache.present for cache in cache_ports(self.session.inputs)]
+        absent = [name for name in dict.fromkeys(wanted) if name not in given]
+        return tuple(f"the output '{name}' is missing" for name in absent)
+
+    def _fitting_samples(self) -> list[tuple[int, Sample]]:
+        samples = list(enumerate(self.reference.samples))
+        if self.cached and any(TOKENS not in sample.inputs for _, sample in samples):
+            raise SampleError(f"the graph has a cache, a sample has no '{TOKENS}'")
+        if self.room is None:
+            return samples
+        kept = []
+        for index, sample in samples:
+            tokens = sample.inputs[TOKENS].shape[1]
+            if tokens <= self.room:
+                kept.append((index, sample))
+            else:
+                self._note("sample", index, tokens)
+        if samples and not kept:
+            raise SampleError(f"no sample fits in the cache of {self.room} tokens")
+        return kept
+
+    def _note(self, what: str, index: int, tokens: int) -> None:
+        why = f"its {tokens} tokens do not fit in the cache of {self.room}"
+        self.notes.append(f"{what} {index} was left out: {why}")
+
+    def greedy(self, metrics: Metrics, forced: Sequence[Array]) -> Metrics:
+        """Judge the continuations; returns `metrics` with the counts."""
+        kept = self._fitting_prompts(forced)
+        prompts = [self.reference.prompts[i] for i in kept]
+        rows = [forced[i] for i in kept]
+        refusal = self._greedy_refusal(prompts, rows)
+        if refusal:
+            self.notes.append(f"greedy continuations were not judged: {refusal}")
+            return metrics
+        found = self._ragged(prompts, rows) if self.cached else self._one_by_one(prompts, rows)
+        predicted = [np.zeros(0, np.int64) for _ in self.reference.prompts]
+        for index, tokens in zip(kept, found, strict=True):
+            predicted[index] = tokens
+        self.tap.predictions(predicted)
+        expected = self.reference.continuations
+        equal = sum(int((predicted[i] == expected[i]).sum()) for i in kept)
+        total = sum(len(expected[i]) for i in kept)
+        return dataclasses.replace(metrics, greedy_equal=equal, greedy_total=total)
+
+    def _fitting_prompts(self, forced: Sequence[Array]) -> list[int]:
+        kept = []
+        for index, (prompt, row) in enumerate(zip(self.reference.prompts, forced, strict=True)):
+            tokens = len(prompt) + len(row) - 1  # the last one is predicted, not fed
+            if self.room is None or tokens <= self.room:
+                kept.append(index)
+            else:
+                self._note("prompt", index, tokens)
+        return [index for index in kept if len(self.reference.continuations[index])]
+
+    def _greedy_refusal(self, prompts: Sequence[Array], forced: Sequence[Array]) -> str | None:
+        if not prompts:
+            return "no prompt is left"
+        if not any(port.name == LOGITS for port in self.session.outputs):
+            return f"the graph has no output '{LOGITS}'"
+        fed = [np.concatenate([a, b[:-1]]) for a, b in zip(prompts, forced, strict=True)]
+        together = [prompts] if self.cached else [[row] for row in fed]
+        refusals = (token_feeds_refusal(self.session.inputs, rows) for rows in together)
+        return next((refusal for refusal in refusals if refusal), None)
+
+    def _ragged(self, prompts: Sequence[Array], forced: Sequence[Array]) -> list[Array]:
+        steps = []
+        total = max(len(row) for row in forced)
+        for tokens in ragged_predictions(self.session, prompts, forced):
+            steps.append(tokens)
+            self.progress("comparing greedy tokens", len(steps), total)
+        along = np.stack(steps, axis=1)
+        return [along[index, : len(row)] for index, row in enumerate(forced)]
+
+    def _one_by_one(self, prompts: Sequence[Array], forced: Sequence[Array]) -> list[Array]:
+        found = []
+        for prompt, row in zip(prompts, forced, strict=True):
+            fed = np.concatenate([prompt, row[:-1]])
+            logits = self.session.run(token_feeds(self.session.inputs, [fed]), (LOGITS,))[LOGITS]
+            found.append(most_likely(logits[0, len(prompt) - 1 : len(fed)]))
+            self.progress("comparing greedy tokens", len(found), len(prompts))
+        return found

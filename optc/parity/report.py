@@ -1,0 +1,159 @@
+"""The evidence for people: a table in the terminal, a page of HTML.
+
+The page is part of a bundle, whose bytes follow from its inputs alone: it holds no times, no memory
+sizes and no dates. It needs nothing from elsewhere and runs no script.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+from rich.table import Table
+
+from optc.parity.metrics import Metrics
+from optc.parity.policy import Policy
+from optc.parity.rows import COLUMNS, Row, cells, evidence, rows_as_json
+
+__all__ = ["Row", "evidence", "render_html", "render_table", "rows_as_json"]
+
+
+def render_table(rows: Sequence[Row]) -> Table:
+    """The rows for the terminal, about 110 columns wide; rows that violate the policy are red."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in COLUMNS:
+        is_pass = column == "pass"
+        table.add_column(
+            column,
+            justify="left" if is_pass else "right",
+            no_wrap=not is_pass,
+            overflow="fold",
+            min_width=5 if is_pass else None,
+        )
+    for row in rows:
+        shown = cells(row)
+        table.add_row(*(shown[column] for column in COLUMNS), style="red" if row.violations else "")
+    return table
+
+
+def render_html(
+    rows: Sequence[Row],
+    *,
+    title: str,
+    pipeline: str,
+    source: str,
+    note: str = "",
+    policy: Policy | None = None,
+    violations: Sequence[str] = (),
+    facts: Mapping[str, str] | None = None,
+) -> str:
+    """The report as one self-contained page.
+
+    Args:
+        rows: The input graph and the graph after each pass.
+        title: Name of the model or bundle.
+        pipeline: Pipeline text in effective order.
+        source: `Reference.source`.
+        note: `Reference.note`.
+        policy: What the result is judged by; None when it was only measured.
+        violations: Rules broken by a build that was forced; those of the last row when empty.
+        facts: More lines for the head of the page, such as the target; no times, no dates.
+
+    Returns:
+        HTML text; the same arguments give the same text.
+    """
+    checks = policy.checks(rows[-1].metrics) if policy and rows else []
+    broken = list(violations) or [c.sentence for c in checks if c.holds is False]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("optc.parity", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        title=title,
+        facts={"Pipeline": pipeline, **(facts or {})},
+        evidence=evidence(source),
+        note=note,
+        columns=[column for column in COLUMNS if column != "seconds"],
+        table=[(row, cells(row)) for row in rows],
+        charts=_charts(rows, policy),
+        policy=policy,
+        checks=checks,
+        verdict=_verdict(policy, broken),
+        broken=broken,
+        passes=[_Section.of(row) for row in rows],
+    )
+
+
+def _verdict(policy: Policy | None, broken: Sequence[str]) -> tuple[str, str]:
+    if policy is None:
+        return "none", "measured, not judged"
+    return ("bad", "misses its policy") if broken else ("good", "within its policy")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Section:
+    """What the page says about one row beside the table."""
+
+    row: Row
+    change: dict[str, str]
+    details: dict[str, str]
+
+    @classmethod
+    def of(cls, row: Row) -> _Section:
+        change = cells(dataclasses.replace(row, metrics=row.change)) if row.change else {}
+        shown = {key: change[key] for key in COLUMNS[4:] if key in change}
+        return cls(row, shown, {key: _text(value) for key, value in row.details.items()})
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, indent=1, sort_keys=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bar:
+    """One bar: its label, its value in words, its length and that of the limit, in 0..1."""
+
+    label: str
+    value: str
+    length: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chart:
+    """Horizontal bars over a common scale, perhaps with the policy's limit as a line."""
+
+    title: str
+    bars: list[_Bar]
+    limit: float | None
+    limit_text: str
+
+
+def _charts(rows: Sequence[Row], policy: Policy | None) -> list[_Chart]:
+    size = [(row.name, row.size / 1e6, f"{row.size / 1e6:.1f}") for row in rows]
+    charts = [_chart("Weights after each pass, MB", size, None)]
+    key = "kl" if any(row.metrics.kl is not None for row in rows) else "rel_l2"
+    name = {"kl": "KL divergence from the reference, nats", "rel_l2": "Relative L2 error"}[key]
+    error = [(row.name, _finite(row.metrics, key), cells(row)[_COLUMN_OF[key]]) for row in rows]
+    limit = getattr(policy.limits(rows[-1].metrics), key) if policy and rows else None
+    return [*charts, _chart(name, error, limit)]
+
+
+_COLUMN_OF = {"kl": "KL", "rel_l2": "rel L2"}
+
+
+def _finite(metrics: Metrics, key: str) -> float:
+    value: float | None = metrics.as_dict()[key]
+    return 0.0 if value is None else value
+
+
+def _chart(title: str, values: Sequence[tuple[str, float, str]], limit: float | None) -> _Chart:
+    top = max([value for _, value, _ in values] + [limit or 0.0], default=0.0) or 1.0
+    bars = [_Bar(label, text, value / top) for label, value, text in values]
+    at = None if limit is None else limit / top
+    return _Chart(title, bars, at, "" if limit is None else f"limit {limit:g}")
