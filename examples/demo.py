@@ -32,7 +32,7 @@ MODEL = EXPORT / "model.onnx"
 BUNDLE = Path("build/smollm2.optc")
 RECORD = Path("build/smollm2.json")
 PASSES = "quant,flash,kv"
-PROMPT = "The capital of France is"
+PROMPT = "Gravity is"
 
 console = Console()
 
@@ -60,7 +60,7 @@ def main() -> None:
     optc("verify", BUNDLE)
 
     step("Run")
-    optc("run", BUNDLE, "--prompt", PROMPT, "--max-tokens", "48")
+    optc("run", BUNDLE, "--prompt", PROMPT, "--max-tokens", "40")
 
     step("What was built")
     record = json.loads((ROOT / RECORD).read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ PATTERNS = {
     "an absolute path of somebody's machine": r"(?<![\w.])/(?:root|home|Users|work|opt|mnt)\b(?!:)",
     "a scratch folder": r"(?<![\w.])/tmp/\w",
     "a note to oneself": r"\b(?:[T]ODO|[F]IXME|[X]XX)\b",
-    "how the text was made": r"(?i)\b(?:[a]i[- ]generated|[a]s an ai|[a]gents?|[s]ub-?agents?)\b",
+    "how the text was made": r"(?i)\b(?:[a]i[- ]generated|[a]s an ai|[a]gents?)\b",
     "a working document": r"\b(?:[F]ACTS|[D]ESIGN|[S]TYLE|[C]ONTRACT)(?:\.md)?\b",
 }
 
