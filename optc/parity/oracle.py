@@ -1,11 +1,17 @@
 """A reference for a graph that came without one: the graph itself, on inputs made up for it.
 
+Where the graph continues texts, its inputs are texts that it wrote itself, drawn token by token
+from its own distribution (as in data-free quantisation: LLM-QAT, Liu et al., 2023). Random tokens
+would be far from anything it was trained on: activations that never occur, and a perplexity that a
+tiny change moves a lot. Everything else is random, in the range that `optc.parity.signature` finds.
+
 This shows what the passes do to the graph; it cannot show an error of the export. Reports say so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -13,19 +19,18 @@ import onnx_ir as ir
 from optc.core.context import Array, Feeds, Progress, no_progress
 from optc.core.errors import SampleError, UnsupportedError
 from optc.core.session import Session
-from optc.ir.interface import LOGITS, TOKENS
+from optc.ir.interface import TOKENS
 from optc.ir.reference import Reference, Sample
-from optc.parity.cached import most_likely
-from optc.parity.feeds import sample_feeds, token_feeds, token_feeds_refusal
+from optc.parity.feeds import sample_feeds
 from optc.parity.hook import OpenModel
-from optc.parity.signature import InputMaker, table_rows
+from optc.parity.signature import InputMaker
+from optc.parity.writer import Writer
 
 __all__ = ["make_reference"]
 
+_SAMPLES, _CALIBRATION = range(2)  # independent streams of random numbers
+_ROWS, _ROW_TOKENS = 4, 33  # texts of each stream
 _PROMPT_LENGTHS = (5, 9, 7)
-_SAMPLES, _CALIBRATION, _PROMPTS = range(3)  # independent streams of random numbers
-# Of the largest logit: far above round-off, far below what another token does to attention.
-_CAUSAL_TOLERANCE = 1e-3
 _REMEDY = "give a reference with --reference"
 
 
@@ -43,7 +48,7 @@ def make_reference(
 
     Shapes that the graph refuses (a batch size baked in, say) are left out, and the note says so.
     Where the outputs are next-token logits of a causal model, which is tried out and not guessed,
-    there are greedy continuations of random prompts as well.
+    there are greedy continuations as well.
 
     Args:
         model: The canonical input graph.
@@ -52,30 +57,51 @@ def make_reference(
         samples: Number of judged samples.
         calibration: Number of inputs for passes that calibrate.
         new_tokens: Length of each greedy continuation.
-        progress: Told about each sample and prompt.
+        progress: Told about each sample and token.
 
     Raises:
         SampleError: No inputs can be made, the graph takes none of them, or it answers NaN.
     """
     maker = InputMaker(model)
-    with open_model(model) as session:
-        judged = _run(session, [maker.make(i, seed, _SAMPLES) for i in range(samples)], progress)
-        prompts = _prompts(model, session, seed)
-        continuations = []
-        for done, prompt in enumerate(prompts, start=1):
-            continuations.append(_continue(session, prompt, new_tokens))
-            progress("continuing prompts", done, len(prompts))
+    feeds = [maker.make(i, seed, _SAMPLES) for i in range(samples)]
+    to_calibrate = [maker.make(i, seed, _CALIBRATION) for i in range(calibration)]
     note = f"Random inputs made from the signature, seed {seed}."
+    with open_model(model) as session:
+        writer = Writer.of(model, session, seed)
+        prompts: list[Array] = []
+        if writer is not None:
+            note = f"Texts that the input graph wrote itself, seed {seed}."
+            texts = writer.texts(2 * _ROWS, _ROW_TOKENS, progress)
+            prompts = [text[:n] for text, n in zip(texts, _PROMPT_LENGTHS, strict=False)]
+            feeds = _with_texts(feeds, texts[:_ROWS])
+            to_calibrate = _with_texts(to_calibrate, texts[_ROWS:])
+        judged = _run(session, feeds, progress)
+        continuations = [writer.greedy(prompt, new_tokens) for prompt in prompts if writer]
     if len(judged) < samples:
         note += f" The graph refused {samples - len(judged)} of {samples} shapes."
     return Reference(
         source="graph",
         samples=tuple(judged),
-        calibration=tuple(maker.make(i, seed, _CALIBRATION) for i in range(calibration)),
+        calibration=tuple(to_calibrate),
         prompts=tuple(prompts),
         continuations=tuple(continuations),
         note=note,
     )
+
+
+def _with_texts(
+    samples: Sequence[dict[str, Array]], texts: Sequence[Array]
+) -> list[dict[str, Array]]:
+    """The samples with texts for token ids; rows of several samples share a text."""
+    rows = itertools.cycle(texts)
+    changed = []
+    for sample in samples:
+        ids = sample[TOKENS].copy()
+        for row in ids:
+            text = next(rows)[: len(row)]
+            row[: len(text)] = text
+        changed.append({**sample, TOKENS: ids})
+    return changed
 
 
 def _run(session: Session, samples: Sequence[Feeds], progress: Progress) -> list[Sample]:
@@ -98,48 +124,3 @@ def _run(session: Session, samples: Sequence[Feeds], progress: Progress) -> list
         problem = f"the graph takes none of the inputs made from its signature: {refusal}"
         raise SampleError(problem, remedy=_REMEDY) from refusal
     return found
-
-
-def _prompts(model: ir.Model, session: Session, seed: int) -> list[Array]:
-    """Random prompts, if the graph continues texts; none otherwise."""
-    tokens = next((value for value in model.graph.inputs if value.name == TOKENS), None)
-    rows = None if tokens is None else table_rows(tokens)
-    logits = next((port for port in session.outputs if port.name == LOGITS), None)
-    if rows is None or logits is None or len(logits.shape) != 3:
-        return []
-    rng = np.random.default_rng([seed, _PROMPTS])
-    prompts = [rng.integers(0, rows, length) for length in _PROMPT_LENGTHS]
-    if token_feeds_refusal(session.inputs, [max(prompts, key=len)]) is not None:
-        return []
-    return prompts if _is_causal(session, prompts[0], rows) else []
-
-
-def _is_causal(session: Session, prompt: Array, rows: int) -> bool:
-    """Whether a later token leaves the logits of the earlier ones alone."""
-    first, second = (
-        _logits(session, np.append(prompt, token))[: len(prompt)] for token in (0, rows - 1)
-    )
-    if first.shape[-1] < rows:
-        return False  # scores of labels, not of tokens
-    moved = np.abs(first.astype(np.float64) - second).max()
-    return bool(moved <= _CAUSAL_TOLERANCE * np.abs(first).max())
-
-
-def _logits(session: Session, tokens: Array) -> Array:
-    """Logits [n,V] of one row of tokens [n]."""
-    found = session.run(token_feeds(session.inputs, [tokens]), (LOGITS,))[LOGITS]
-    return found[0, : len(tokens)]
-
-
-def _continue(session: Session, prompt: Array, count: int) -> Array:
-    return np.array(list(_greedy(session, prompt, count)), np.int64)
-
-
-def _greedy(session: Session, prompt: Array, count: int) -> Iterator[int]:
-    tokens = prompt
-    for _ in range(count):
-        if token_feeds_refusal(session.inputs, [tokens]) is not None:
-            return  # a fixed axis is full
-        token = int(most_likely(_logits(session, tokens)[-1]))
-        tokens = np.append(tokens, token)
-        yield token

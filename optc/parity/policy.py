@@ -21,8 +21,9 @@ policy is violated.
 Why these. Exact: float32 round-off scales with the outputs, so the bounds are relative. ONNX
 Runtime against PyTorch on a 30-layer, 135M-parameter model differs by rel_l2 1.3e-6 and max_rel
 2.5e-6 (absolute 1e-4 on logits up to 42); half precision costs rel_l2 1.5e-3. The bounds lie
-between, more than an order of magnitude from either, and greedy tokens must not move at all. Measured:
-careful int8 stays below KL 0.07 and ratio 1.07, careless int8 starts at KL 0.5 and ratio 1.7.
+between, more than an order of magnitude from either, and greedy tokens must not move at all.
+Measured: careful int8 stays below KL 0.07 and perplexity ratio 1.07, careless int8 starts at KL 0.5
+and ratio 1.7.
 
 | key | of `Metrics` | holds when |
 |---|---|---|
@@ -67,6 +68,13 @@ class Check:
     limit: float
     holds: bool | None
     sentence: str
+
+    @property
+    def allowed(self) -> str:
+        """The limit in words: `at most 0.15`."""
+        if self.key not in _NAMES:
+            return "none"
+        return f"{'at least' if self.key in _AT_LEAST else 'at most'} {self.limit:.4g}"
 
 
 @dataclasses.dataclass(frozen=True)

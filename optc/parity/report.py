@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 from rich.table import Table
 
+from optc.core.base import Promise
 from optc.parity.metrics import Metrics
 from optc.parity.policy import Policy
 from optc.parity.rows import COLUMNS, Row, cells, evidence, rows_as_json
@@ -96,11 +97,19 @@ def _verdict(policy: Policy | None, broken: Sequence[str]) -> tuple[str, str]:
     return ("bad", "misses its policy") if broken else ("good", "within its policy")
 
 
+_PROMISES = {
+    Promise.EXACT: "exact, outputs move by round-off only",
+    Promise.MEASURED: "measured, the change is bounded by the policy",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class _Section:
     """What the page says about one row beside the table."""
 
     row: Row
+    promise: str
+    refusals: dict[str, list[str]]
     change: dict[str, str]
     details: dict[str, str]
 
@@ -108,7 +117,11 @@ class _Section:
     def of(cls, row: Row) -> _Section:
         change = cells(dataclasses.replace(row, metrics=row.change)) if row.change else {}
         shown = {key: change[key] for key in COLUMNS[4:] if key in change}
-        return cls(row, shown, {key: _text(value) for key, value in row.details.items()})
+        refusals: dict[str, list[str]] = {}
+        for refusal in row.refusals:
+            refusals.setdefault(refusal.reason, []).append(refusal.site)
+        details = {key: _text(value) for key, value in row.details.items()}
+        return cls(row, _PROMISES.get(row.promise, row.promise), refusals, shown, details)
 
 
 def _text(value: Any) -> str:
@@ -117,7 +130,7 @@ def _text(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Bar:
-    """One bar: its label, its value in words, its length and that of the limit, in 0..1."""
+    """One bar: its label, its value in words, its length in 0..1."""
 
     label: str
     value: str
@@ -126,12 +139,19 @@ class _Bar:
 
 @dataclasses.dataclass(frozen=True)
 class _Chart:
-    """Horizontal bars over a common scale, perhaps with the policy's limit as a line."""
+    """Horizontal bars over a common scale, perhaps with the policy's limit as a line.
+
+    The drawing is 440 units wide, of which the labels take `label_width`.
+    """
 
     title: str
     bars: list[_Bar]
     limit: float | None
     limit_text: str
+
+    @property
+    def label_width(self) -> int:
+        return min(200, 16 + 7 * max((len(bar.label) for bar in self.bars), default=0))
 
 
 def _charts(rows: Sequence[Row], policy: Policy | None) -> list[_Chart]:

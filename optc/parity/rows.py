@@ -107,7 +107,7 @@ def evidence(source: str) -> str:
     if source == "pytorch":
         return "Compared against PyTorch: the original model's own answers on real inputs."
     return (
-        "Compared against the input graph, on inputs made from its signature: there was no "
+        "Compared against the input graph, on inputs made up for it: there was no "
         "reference from PyTorch, so an error of the export itself would not show."
     )
 
