@@ -1,0 +1,45 @@
+"""The lock file pins everything that `pyproject.toml` asks for, at versions that it allows."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+
+@pytest.fixture(scope="module")
+def wanted(root: Path) -> list[Requirement]:
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    return [Requirement(text) for group in groups for text in group]
+
+
+@pytest.fixture(scope="module")
+def pins(root: Path) -> dict[str, str]:
+    lines = (root / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def test_every_requirement_is_pinned_to_a_version_it_allows(
+    wanted: list[Requirement], pins: dict[str, str], root: Path
+) -> None:
+    script = (root / "tools" / "install_torch.py").read_text(encoding="utf-8")
+    torch = re.search(r'^VERSION = "(.+)"$', script, re.MULTILINE)
+    assert torch
+    versions = {**pins, "torch": torch[1]}
+    for requirement in wanted:
+        version = versions[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement} has {version}"
+
+
+def test_pytorch_is_left_to_its_own_script(pins: dict[str, str]) -> None:
+    assert "torch" not in pins
+    assert not [name for name in pins if name.startswith(("nvidia-", "triton"))]
+
+
+def test_names_are_written_one_way(pins: dict[str, str]) -> None:
+    assert list(pins) == sorted(canonicalize_name(name) for name in pins)
