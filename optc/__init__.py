@@ -11,7 +11,12 @@ The public functions, imported on first use so that `import optc` costs nothing:
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime reports use to its maker over the network since 1.29, unless this is set before it is
+# imported. A compiler has no business doing that to people's models; their own setting stands.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from optc.api.bench import BenchResult, bench

@@ -116,7 +116,7 @@ def inspect_model(
     sizes: Counter[str] = Counter()
     for tensor in tensors:
         if tensor is not None:
-            sizes[tensor.dtype.name.lower()] += tensor.nbytes
+            sizes[tensor.dtype.numpy().name] += tensor.nbytes
     return ModelReport(
         path=Path(path),
         ir_version=model.ir_version or 0,

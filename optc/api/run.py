@@ -9,10 +9,14 @@ from typing import Any
 
 from optc.api.sessions import open_bundle
 from optc.core.context import Progress, no_progress
+from optc.core.session import Session
 from optc.runtime.sampling import GREEDY, Sampling
+from optc.runtime.stepper import places
 from optc.runtime.text import Completion, complete
 
 __all__ = ["RunResult", "run"]
+
+_USUAL = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,7 @@ def run(
     bundle: str | Path,
     prompts: Sequence[str],
     *,
-    max_tokens: int = 128,
+    max_tokens: int | None = None,
     chat: bool = False,
     sampling: Sampling = GREEDY,
     stop: Sequence[str] = (),
@@ -64,7 +68,8 @@ def run(
     Args:
         bundle: The bundle's folder.
         prompts: Texts; they may differ in length.
-        max_tokens: Largest number of new tokens for each.
+        max_tokens: Largest number of new tokens for each; 128 by default, or as many as the
+            engine's cache has room for.
         chat: Whether each prompt is what a user says to the model's chat template.
         sampling: How tokens are chosen.
         stop: Strings that end a text; they are not part of it.
@@ -88,9 +93,14 @@ def run(
             opened.session,
             tokenizer,
             rows,
-            max_new_tokens=max_tokens,
+            max_new_tokens=_limit(opened.session, rows) if max_tokens is None else max_tokens,
             sampling=sampling,
             stop=stop,
             on_text=on_text,
         )
     return RunResult(Path(bundle), tuple(prompts), found)
+
+
+def _limit(session: Session, rows: Sequence[Sequence[int]]) -> int:
+    room, longest = places(session), max((len(row) for row in rows), default=0)
+    return _USUAL if room is None else max(1, min(_USUAL, room - longest + 1))

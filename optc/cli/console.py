@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,8 +90,14 @@ def print_rich(item: RenderableType) -> None:
     """Print text or a table on stdout, without wrapping where nobody sees the width."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else _WIDE
-    Console(file=sys.stdout, width=width, highlight=False).print(item)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(item)
+        return
+    console = Console(file=io.StringIO(), width=_WIDE, highlight=False)
+    with console.capture() as captured:
+        console.print(item)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
 
 
 def print_table(

@@ -50,11 +50,22 @@ class Group(click.Group):
             code = _interrupted()
         sys.exit(code if isinstance(code, int) else 0)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a broken pipe must not look like exit code 1, which click makes it."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderGone from error
+
+
+class _ReaderGone(Exception):
+    """Whoever read our output has gone."""
+
 
 def _explain(error: Exception) -> int:
     """Print one line about `error`; the exit code it stands for."""
-    if isinstance(error, BrokenPipeError):
-        # Whoever read our output has gone: the interpreter must not flush into the void at exit.
+    if isinstance(error, _ReaderGone | BrokenPipeError):
+        # The interpreter must not flush into the void at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     if isinstance(error, click.exceptions.Abort):

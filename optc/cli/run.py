@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     "--prompt", "prompts", metavar="TEXT", multiple=True, required=True,
     help="Text to continue; give it several times for a batch.",
 )  # fmt: skip
-@click.option("--max-tokens", type=int, default=128, show_default=True, help="New tokens.")
+@click.option("--max-tokens", type=int, help="New tokens.  [default: 128, or what fits]")
 @click.option(
     "--stream/--no-stream", default=None,
     help="Show text as it comes.  [default: on a terminal, for one prompt]",
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def run(
     bundle: str,
     prompts: tuple[str, ...],
-    max_tokens: int,
+    max_tokens: int | None,
     stream: bool | None,
     chat: bool,
     temperature: float,

@@ -16,7 +16,7 @@ from optc.core.errors import UnsupportedError
 from optc.core.session import Port, Session
 from optc.ir.interface import LENGTHS, LOGITS, TOKENS, cache_ports
 
-__all__ = ["CachedStepper", "RecomputeStepper", "Rows", "Stepper", "make_stepper"]
+__all__ = ["CachedStepper", "RecomputeStepper", "Rows", "Stepper", "make_stepper", "places"]
 
 Rows = Sequence[Sequence[int]]
 
@@ -46,20 +46,28 @@ def make_stepper(session: Session, prompts: Rows, max_new_tokens: int) -> Steppe
     inputs = {port.name: port for port in session.inputs}
     if TOKENS not in inputs or LOGITS not in {port.name for port in session.outputs}:
         raise UnsupportedError(f"the engine has no input '{TOKENS}' or no output '{LOGITS}'")
-    # The last new token is never fed back.
-    longest = max(len(row) for row in prompts) + max_new_tokens - 1
     _check_batch(inputs[TOKENS], len(prompts))
     caches = cache_ports(session.inputs)
-    if caches and LENGTHS in inputs:
-        _check_known(inputs, {TOKENS, LENGTHS} | {cache.past for cache in caches})
-        room = min((c.capacity for c in caches if c.capacity is not None), default=None)
-        _check_length(longest, room, "the engine's cache holds")
-        return CachedStepper(session, len(prompts))
-    _check_known(inputs, {TOKENS, _MASK, _POSITIONS})
-    width = inputs[TOKENS].shape[-1]
-    room = width if isinstance(width, int) else None
-    _check_length(longest, room, "the graph's fixed length is")
-    return RecomputeStepper(session, len(prompts))
+    cached = bool(caches) and LENGTHS in inputs
+    known = {LENGTHS, *(c.past for c in caches)} if cached else {_MASK, _POSITIONS}
+    _check_known(inputs, known | {TOKENS})
+    # The last new token is never fed back.
+    longest, room = max(len(row) for row in prompts) + max_new_tokens - 1, places(session)
+    if room is not None and longest > room:
+        limit = "the engine's cache holds" if cached else "the graph's fixed length is"
+        raise UnsupportedError(
+            f"prompt and new tokens need {longest} places, {limit} {room}",
+            remedy="give a shorter prompt or fewer new tokens",
+        )
+    return (CachedStepper if cached else RecomputeStepper)(session, len(prompts))
+
+
+def places(session: Session) -> int | None:
+    """Tokens that fit in a static cache or a fixed sequence axis; None where there is no limit."""
+    widths = [port.shape[-1] for port in session.inputs if port.name == TOKENS and port.shape]
+    caches = cache_ports(session.inputs)
+    limits = [c.capacity for c in caches] if caches else widths
+    return min((n for n in limits if isinstance(n, int)), default=None)
 
 
 def _check_batch(tokens: Port, batch: int) -> None:
@@ -73,14 +81,6 @@ def _check_known(inputs: dict[str, Port], known: set[str]) -> None:
     if unknown:
         names = ", ".join(unknown)
         raise UnsupportedError(f"generation does not know how to fill the input {names}")
-
-
-def _check_length(longest: int, room: int | None, limit: str) -> None:
-    if room is not None and longest > room:
-        raise UnsupportedError(
-            f"prompt and new tokens need {longest} places, {limit} {room}",
-            remedy="give a shorter prompt or fewer new tokens",
-        )
 
 
 class CachedStepper(Stepper):

@@ -1,0 +1,78 @@
+"""What a graph without a cache is fed, and what no graph can be fed with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from optc.core.context import Array, Feeds
+from optc.core.errors import UnsupportedError
+from optc.core.session import Port
+from optc.runtime.generate import generate
+from optc.runtime.stepper import places
+
+LOGITS = (Port("logits", "float32", ("B", "S", 4)),)
+
+
+class Recorder:
+    """Answers token 1 everywhere, and remembers what it was asked."""
+
+    def __init__(self, *inputs: Port):
+        self.inputs, self.outputs = inputs, LOGITS
+        self.asked: list[dict[str, Array]] = []
+
+    def run(self, feeds: Feeds, fetch: tuple[str, ...] | None = None) -> dict[str, Array]:
+        self.asked.append(dict(feeds))
+        logits = np.zeros((*feeds["input_ids"].shape, 4), np.float32)
+        logits[..., 1] = 1
+        return {"logits": logits}
+
+
+def ids(*shape: int | str) -> Port:
+    return Port("input_ids", "int64", shape or ("B", "S"))
+
+
+def test_masks_and_positions_are_made_where_the_graph_wants_them() -> None:
+    graph = Recorder(
+        ids(),
+        Port("attention_mask", "int64", ("B", "S")),
+        Port("position_ids", "int64", ("B", "S")),
+    )
+    generate(graph, [[2, 3, 2], [3]], max_new_tokens=2)
+    first, second = graph.asked
+    assert first["input_ids"].tolist() == [[2, 3, 2], [3, 0, 0]]
+    assert first["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert first["position_ids"].tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert second["input_ids"].tolist() == [[2, 3, 2, 1], [3, 1, 0, 0]]
+    assert second["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+
+
+def test_a_fixed_length_is_filled_up_and_is_the_limit() -> None:
+    graph = Recorder(ids("B", 5))
+    generate(graph, [[2, 3]], max_new_tokens=4)
+    assert [asked["input_ids"].shape for asked in graph.asked] == [(1, 5)] * 4
+    with pytest.raises(UnsupportedError, match="need 6 places, the graph's fixed length is 5"):
+        generate(graph, [[2, 3]], max_new_tokens=5)
+    assert len(graph.asked) == 4
+
+
+def test_a_fixed_batch_takes_no_other() -> None:
+    graph = Recorder(ids(2, "S"))
+    with pytest.raises(UnsupportedError, match="takes batches of 2, not of 1"):
+        generate(graph, [[2]], max_new_tokens=1)
+    assert not graph.asked
+
+
+def test_an_input_that_nobody_can_fill_is_named() -> None:
+    graph = Recorder(ids(), Port("pixels", "float32", ("B", 3, 8, 8)))
+    with pytest.raises(UnsupportedError, match="how to fill the input pixels"):
+        generate(graph, [[2]], max_new_tokens=1)
+
+
+def test_places_are_those_of_the_smallest_cache() -> None:
+    cache = [
+        Port(f"past_key_values.{layer}.key", "float32", ("B", 2, size, 4))
+        for layer, size in enumerate((9, 7))
+    ]
+    assert places(Recorder(ids(), *cache)) == 7
+    assert places(Recorder(ids())) is None
