@@ -27,7 +27,13 @@ from optc.ir.flash_attention import (
     remove_unused_overloads,
 )
 from optc.ir.interface import LENGTHS, LOGITS, TOKENS, past_name, present_name
-from optc.ir.positions import find_position_source, forget_shapes_after, position_uses
+from optc.ir.positions import (
+    PositionSource,
+    find_position_source,
+    forget_shapes_after,
+    position_uses,
+)
+from optc.ir.probe import ancestors
 
 __all__ = ["KV"]
 
@@ -83,13 +89,13 @@ class KV(Pass):
         return self._rewrite(model, nodes, sources)
 
     def _rewrite(
-        self, model: ir.Model, nodes: list[ir.Node], sources: list[ir.Value]
+        self, model: ir.Model, nodes: list[ir.Node], sources: list[PositionSource]
     ) -> PassResult:
         lengths = ir.val(LENGTHS, ir.DataType.INT64, [_token_symbols(model)[0]])
         model.graph.inputs.append(lengths)
         valid = _insert_lengths(model, lengths)
         for source in sources:
-            forget_shapes_after(model, source)
+            forget_shapes_after(model, source.value)
             _insert_positions(model, lengths, source)
         sites = []
         for index, node in enumerate(nodes):
@@ -186,9 +192,9 @@ def _refusals(nodes: list[ir.Node], sequence: str) -> list[Refusal]:
 
 def _position_sources(
     model: ir.Model, batch: str, sequence: str
-) -> tuple[list[ir.Value], list[str]]:
+) -> tuple[list[PositionSource], list[str]]:
     """Where positions come from, and what stands in the way."""
-    sources: dict[ir.Value, None] = {}
+    sources: dict[PositionSource, None] = {}
     problems: list[str] = []
     for use in position_uses(model, batch, sequence):
         found = use if isinstance(use, str) else find_position_source(model, use, batch, sequence)
@@ -196,6 +202,11 @@ def _position_sources(
             problems.append(found)
         elif found is not None:
             sources.setdefault(found)
+    values = {source.value for source in sources}
+    for value in values:
+        if others := (ancestors(value) & values) - {value}:
+            names = ", ".join(str(v.name) for v in others)
+            problems.append(f"positions come from both '{value.name}' and {names} before it")
     return list(sources), problems
 
 
@@ -220,14 +231,15 @@ def _insert_lengths(model: ir.Model, lengths: ir.Value) -> ir.Value:
     return valid
 
 
-def _insert_positions(model: ir.Model, lengths: ir.Value, source: ir.Value) -> None:
-    """Every use of `source` [1|B,S] gets `cache_lengths[b] + 0..S-1` [B,S] instead."""
-    at, uses = source.producer(), list(source.uses())
-    axis = ir.node("Constant", [], {"value_ints": [1]})
-    offsets = ir.node("Unsqueeze", [lengths, axis.outputs[0]])
-    whole = ir.node("Cast", [offsets.outputs[0]], {"to": source.dtype or ir.DataType.INT64})
-    total = ir.node("Add", [whole.outputs[0], source])
+def _insert_positions(model: ir.Model, lengths: ir.Value, source: PositionSource) -> None:
+    """Every use of the source [1|B,..,S,..] gets it plus `cache_lengths[b]` instead."""
+    value = source.value
+    at, uses = value.producer(), list(value.uses())
     assert at is not None
-    model.graph.insert_after(at, [axis, offsets, whole, total])
+    axes = ir.node("Constant", [], {"value_ints": list(range(1, source.rank))})
+    offsets = ir.node("Unsqueeze", [lengths, axes.outputs[0]])
+    whole = ir.node("Cast", [offsets.outputs[0]], {"to": value.dtype or ir.DataType.INT64})
+    total = ir.node("Add", [whole.outputs[0], value])
+    model.graph.insert_after(at, [axes, offsets, whole, total])
     for use in uses:
         use.node.replace_input_with(use.idx, total.outputs[0])

@@ -2,7 +2,7 @@
 
 An export without a cache counts positions from 0: some `Range` over the sequence feeds rotary
 tables, position embeddings or biases. With a cache, row b starts at its own offset. A value p is a
-*source of positions* of a value v if p is [1|B, S], holds 0..S-1, and replacing it by
+*source of positions* of a value v if p is [1|B, .., S, ..], holds 0..S-1, and replacing it by
 offset[b] + 0..S-1 turns v into exactly the rows offset[b].. of v for a longer sequence. The last
 condition is tested by evaluating both.
 """
@@ -17,7 +17,13 @@ import onnx_ir as ir
 from optc.core.context import Array
 from optc.ir.probe import Probe, ProbeFailure, ancestors, data_inputs
 
-__all__ = ["PositionUse", "find_position_source", "forget_shapes_after", "position_uses"]
+__all__ = [
+    "PositionSource",
+    "PositionUse",
+    "find_position_source",
+    "forget_shapes_after",
+    "position_uses",
+]
 
 _NEW, _LATER, _OFFSETS = 3, 7, (4, 2)
 
@@ -46,6 +52,14 @@ class PositionUse:
 
     value: ir.Value
     axis: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionSource:
+    """A value [1|B, .., S, ..] of this rank that counts positions."""
+
+    value: ir.Value
+    rank: int
 
 
 def position_uses(model: ir.Model, batch: str, sequence: str) -> list[PositionUse | str]:
@@ -145,34 +159,41 @@ def find_position_source(
         return None
     probe = Probe(model, {batch: len(_OFFSETS), sequence: _NEW})
     for source in _counting_values(probe, use.value):
-        if _follows(probe, use, source, whole):
+        if _follows(probe, use, source.value, whole):
             return source
-    return (
-        f"'{use.value.name}' depends on positions, and no value [1,S] that counts them explains it"
-    )
+    return f"'{use.value.name}' depends on positions, and no value [1,S] that counts them gives it"
 
 
-def _counting_values(probe: Probe, value: ir.Value) -> list[ir.Value]:
-    """Ancestors of shape [1|B, S] that hold 0..S-1."""
-    shapes = {(1, _NEW), (len(_OFFSETS), _NEW)}
+def _counting_values(probe: Probe, value: ir.Value) -> list[PositionSource]:
+    """Ancestors [1|B, 1.., S, 1..] that hold 0..S-1 along one axis, in graph order."""
+    reached = ancestors(value)
     found = []
-    for candidate in ancestors(value):
-        if candidate.producer() is None or data_inputs(candidate):
+    for node in probe.model.graph:
+        candidate = node.outputs[0]
+        if candidate not in reached or data_inputs(candidate):
             continue
         try:
             content = probe.run(candidate)
         except ProbeFailure:
             continue
-        if content.shape in shapes and (content == np.arange(_NEW)).all():
-            found.append(candidate)
+        if _counts(content):
+            found.append(PositionSource(candidate, content.ndim))
     return found
 
 
+def _counts(content: Array) -> bool:
+    if content.ndim < 2 or content.shape[0] not in (1, len(_OFFSETS)):
+        return False
+    if sorted(content.shape[1:]) != [1] * (content.ndim - 2) + [_NEW]:
+        return False
+    return bool((content.reshape(-1, _NEW) == np.arange(_NEW)).all())
+
+
 def _follows(probe: Probe, use: PositionUse, source: ir.Value, whole: Array) -> bool:
-    rows = np.array(_OFFSETS)[:, None] + np.arange(_NEW)
-    dtype = source.dtype.numpy() if source.dtype is not None else rows.dtype
     try:
-        moved = probe.run(use.value, {source: rows.astype(dtype)})
+        counted = probe.run(source)
+        offsets = np.reshape(_OFFSETS, (-1, *[1] * (counted.ndim - 1)))
+        moved = probe.run(use.value, {source: counted + offsets.astype(counted.dtype)})
     except ProbeFailure:
         return False
     if moved.shape[0] != len(_OFFSETS) or use.axis == 0:

@@ -140,4 +140,6 @@ def _is_related(
     except ProbeFailure:
         return False
     expected = relation(sent.astype(np.float32), repeat) * factor
+    if got.ndim == 4 and got.shape[1] == 1:  # one key head meets all query heads by broadcasting
+        expected = expected[:, :1] if shape[1] == 1 else expected
     return got.shape == expected.shape and np.allclose(got, expected, rtol=2e-3, atol=0)
