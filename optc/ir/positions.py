@@ -136,7 +136,7 @@ def forget_shapes_after(model: ir.Model, source: ir.Value) -> None:
 
 def find_position_source(
     model: ir.Model, use: PositionUse, batch: str, sequence: str
-) -> ir.Value | str | None:
+) -> PositionSource | str | None:
     """The source of positions of one use.
 
     Args:
