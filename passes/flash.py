@@ -27,7 +27,15 @@ from optc.ir.masks import MaskMeaning, read_mask
 from optc.ir.probe import Probe
 from optc.rewrite.attention import AttentionMatch, MaskTerm, match_attention
 from optc.rewrite.mask_graph import join_masks
-from optc.rewrite.movement import Heads, repeated, resolve_heads, transposed
+from optc.rewrite.movement import (
+    Heads,
+    flat_transposed,
+    flattened,
+    is_same,
+    repeated,
+    resolve_heads,
+    transposed,
+)
 
 __all__ = ["Flash"]
 
@@ -82,14 +90,15 @@ class _Fusion:
     def rewrite(self, match: AttentionMatch) -> Refusal | None:
         """Replace one site, or say why not."""
         name = str(match.output.name)
-        shape = self.probe.shape_of(match.query)
-        if shape is None or len(shape) != 4:
-            return Refusal(name, "the shape of the query [B,H,S,D] is not known")
+        query = self._query(match)
+        shape = self.probe.shape_of(query.value) if query is not None else None
+        if query is None or shape is None or len(shape) != 4:
+            return Refusal(name, "the query is not known to be [B,H,S,D]")
         operands = self._operands(match, shape[1])
         if operands is None:
             return Refusal(name, "the layout of its keys and values is not understood")
         key, value = operands
-        counts = _count(match.query), _count(key.value)
+        counts = _count(query.value), _count(key.value)
         if match.causal and (counts[0] is None or counts[0] != counts[1]):
             return Refusal(name, "it is causal, and queries and keys may differ in number")
         causal, window, left = self._masks(match, counts)
@@ -97,25 +106,33 @@ class _Fusion:
             return Refusal(name, "it has two different windows")
         at = match.output.producer()
         assert at is not None
-        mask, kind = join_masks(self.model, at, left, match.query, key.value)
+        mask, kind = join_masks(self.model, at, left, query.value, key.value)
         spec = AttentionSpec(
-            scale=match.scale * key.factor,
+            scale=match.scale * query.factor * key.factor,
             causal=causal,
             window=window or 0,
             softcap=match.softcap,
             mask=kind,
         )
-        inputs = {"query": match.query, "key": key.value, "value": value.value}
+        inputs = {"query": query.value, "key": key.value, "value": value.value}
         if mask is not None:
             inputs["mask"] = mask
-        self._replace(at, match.output, spec, inputs)
+        self._replace(at, match, spec, inputs)
         return None
+
+    def _query(self, match: AttentionMatch) -> Heads | None:
+        if not match.flat:
+            return Heads(match.query, 1, 1.0)
+        return resolve_heads(self.probe, match.query, flattened, None)
 
     def _operands(self, match: AttentionMatch, heads: int) -> tuple[Heads, Heads] | None:
         relation = transposed if match.key_transposed else repeated
+        straight = repeated
+        if match.flat:
+            relation, straight = flat_transposed, flattened
         for grouped in (True, False):
             key = resolve_heads(self.probe, match.key, relation, heads, grouped=grouped)
-            value = resolve_heads(self.probe, match.value, repeated, heads, grouped=grouped)
+            value = resolve_heads(self.probe, match.value, straight, heads, grouped=grouped)
             if key is None and match.key_transposed and not grouped:
                 key = self._transpose_back(match, heads)
             if value is None or key is None or value.factor != 1.0:
@@ -160,18 +177,39 @@ class _Fusion:
         return self._meanings[key]
 
     def _replace(
-        self, at: ir.Node, output: ir.Value, spec: AttentionSpec, inputs: dict[str, ir.Value]
+        self,
+        at: ir.Node,
+        match: AttentionMatch,
+        spec: AttentionSpec,
+        inputs: dict[str, ir.Value],
     ) -> None:
-        name = str(output.name)
+        output, name = match.output, str(match.output.name)
         node = add_flash_attention(self.model, spec, inputs, name=name)
         self.model.graph.insert_before(at, node)
-        node.outputs[0].type = output.type
-        node.outputs[0].shape = output.shape
-        ir.convenience.replace_all_uses_with(output, node.outputs[0], replace_graph_outputs=True)
+        made = node.outputs[0]
         output.name = f"{name}_unfused"
+        if match.flat:
+            self._flatten(node, output)
+        else:
+            made.type, made.shape = output.type, output.shape
+            ir.convenience.replace_all_uses_with(output, made, replace_graph_outputs=True)
         self.sites.append(name)
         kind = spec.overload or "plain"
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
+
+    def _flatten(self, node: ir.Node, output: ir.Value) -> None:
+        """Give the users of [B*H,S,D] what they had, or [B,H,S,D] where they go back to it."""
+        made = node.outputs[0]
+        rest = ir.node("Constant", [], {"value_ints": [-1]})
+        last = ir.node("Shape", [made], {"start": 2, "end": 4})
+        shape = ir.node("Concat", [rest.outputs[0], last.outputs[0]], {"axis": 0})
+        flat = ir.node("Reshape", [made, shape.outputs[0]])
+        flat.outputs[0].type, flat.outputs[0].shape = output.type, output.shape
+        self.model.graph.insert_after(node, [rest, last, shape, flat])
+        ir.convenience.replace_all_uses_with(output, flat.outputs[0], replace_graph_outputs=True)
+        for user in [use.node for use in flat.outputs[0].uses()]:
+            if user.op_type == "Reshape" and is_same(self.probe, made, user.outputs[0]):
+                ir.convenience.replace_all_uses_with(user.outputs[0], made)
 
 
 def _count(value: ir.Value) -> int | str | None:

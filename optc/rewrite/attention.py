@@ -5,6 +5,8 @@ Decomposed attention is read from the Softmax outwards, over use-def edges:
     scores = softcap(scale * (Q @ K^T)) + masks        softcap and masks (Add, Where) optional
     P = Softmax(scores), perhaps guarded by Where(IsNaN(P), 0, P)
     output = P @ V
+
+Products may be over [B*H,S,D] (`flat`), with reshapes to [B,H,S,T] and back in between.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class AttentionMatch:
         softcap: Bound of the scores; 0.0 for none.
         causal: Whether the op itself says that it is causal.
         masks: Masks in the order applied.
+        flat: Whether the operands are [B*H,S,D] rather than [B,H,S,D].
     """
 
     output: ir.Value
@@ -55,6 +58,7 @@ class AttentionMatch:
     softcap: float = 0.0
     causal: bool = False
     masks: tuple[MaskTerm, ...] = ()
+    flat: bool = False
 
 
 class _No(Exception):
@@ -121,9 +125,9 @@ def _decomposed(softmax: ir.Node) -> AttentionMatch | None:
     if values is None or probabilities is None or scores.inputs[1] is None:
         return None
     rank = values.shape.rank() if values.shape is not None else None
-    if rank != 4:
-        raise _No(f"the values have rank {rank or 'unknown'}, only [B,H,T,D] is understood")
-    if softmax.attributes.get_int("axis", -1) not in (-1, 3):
+    if rank not in (3, 4):
+        raise _No(f"the values have rank {rank or 'unknown'}, not [B,H,T,D] or [B*H,T,D]")
+    if not _is_over_last_axis(softmax):
         raise _No("the Softmax is not over the keys")
     scale, softcap, masks = _read_scores(softmax.inputs[0], scores.outputs[0])
     query, key = scores.inputs[0], scores.inputs[1]
@@ -139,7 +143,13 @@ def _decomposed(softmax: ir.Node) -> AttentionMatch | None:
         scale=scale * factor,
         softcap=softcap,
         masks=masks,
+        flat=rank == 3,
     )
+
+
+def _is_over_last_axis(softmax: ir.Node) -> bool:
+    axis, shape = softmax.attributes.get_int("axis", -1), softmax.outputs[0].shape
+    return axis == -1 or (shape is not None and axis == len(shape) - 1)
 
 
 def _product_with_values(softmax: ir.Node) -> ir.Node | None:
@@ -155,7 +165,7 @@ def _product_with_values(softmax: ir.Node) -> ir.Node | None:
             if not _is_nan_guard(where, value):
                 return None
             value = where.outputs[0]
-        elif kinds in (["Identity"], ["Cast"], ["Dropout"]):
+        elif kinds in (["Identity"], ["Cast"], ["Dropout"], ["Reshape"]):
             value = users[0].outputs[0]
         elif "MatMul" in kinds:
             raise _No("the attention probabilities are used elsewhere too")
@@ -186,7 +196,7 @@ def _score_product(value: ir.Value | None) -> ir.Node | None:
 
 def _towards_product(node: ir.Node) -> ir.Value | None:
     """The operand of an element-wise node that scores flow through."""
-    if node.op_type in {"Tanh", "Cast", "Identity"}:
+    if node.op_type in {"Tanh", "Cast", "Identity", "Reshape"}:
         return node.inputs[0]
     if node.op_type == "Where":
         kept, other = node.inputs[1], node.inputs[2]
@@ -222,6 +232,9 @@ def _read_scores(
         node = value.producer()
         if node is None or not _is_only_used_by_scores(value):
             raise _No("the attention scores are used elsewhere too")
+        if node.op_type == "Reshape":
+            value = node.inputs[0]
+            continue
         term, below = _mask_term(node)
         if term is None:
             break

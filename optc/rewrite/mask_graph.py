@@ -31,6 +31,7 @@ def join_masks(
     builder = _Builder(model, before)
     boolean = ir.DataType.BOOL
     values = [builder.add("Not", [t.value], boolean) if t.negated else t.value for t in terms]
+    values = [builder.unflatten(v, query) for v in values]
     booleans = [v for v in values if v.dtype == boolean]
     biases = [v for v in values if v.dtype != boolean]
     mask = booleans[0] if booleans else biases[0]
@@ -63,6 +64,18 @@ class _Builder:
         node = ir.node("Constant", [], {"value": ir.tensor(number, dtype=dtype)})
         self.graph.insert_before(self.before, node)
         return node.outputs[0]
+
+    def unflatten(self, mask: ir.Value, query: ir.Value) -> ir.Value:
+        """[B*H,S,T] to [B,H,S,T]."""
+        if mask.shape is None or len(mask.shape) != 3 or mask.shape[0] == 1:
+            return mask
+        whole = ir.DataType.INT64
+        rest = ir.node("Constant", [], {"value_ints": [-1]})
+        self.graph.insert_before(self.before, rest)
+        heads = self.add("Shape", [query], whole, start=1, end=2)
+        last = self.add("Shape", [mask], whole, start=1, end=3)
+        shape = self.add("Concat", [rest.outputs[0], heads, last], whole, axis=0)
+        return self.add("Reshape", [mask, shape], mask.dtype)
 
     def full(self, mask: ir.Value, query: ir.Value, key: ir.Value) -> ir.Value:
         """Expand to [.., S, T] unless the shape says that it is so already."""

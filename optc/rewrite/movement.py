@@ -17,7 +17,16 @@ from optc.core.context import Array
 from optc.ir.constants import scalar
 from optc.ir.probe import Probe, ProbeFailure
 
-__all__ = ["Heads", "repeated", "resolve_heads", "transposed", "unscaled"]
+__all__ = [
+    "Heads",
+    "flat_transposed",
+    "flattened",
+    "is_same",
+    "repeated",
+    "resolve_heads",
+    "transposed",
+    "unscaled",
+]
 
 _MOVES = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Identity", "Flatten"}
 _DEEPEST = 16
@@ -46,6 +55,16 @@ def transposed(x: Array, repeat: int) -> Array:
 def repeated(x: Array, repeat: int) -> Array:
     """[B,H,T,D] to [B,H*repeat,T,D]."""
     return np.repeat(x, repeat, axis=1)
+
+
+def flattened(x: Array, repeat: int) -> Array:
+    """[B,H,T,D] to [B*H*repeat,T,D]."""
+    return repeated(x, repeat).reshape(-1, *x.shape[2:])
+
+
+def flat_transposed(x: Array, repeat: int) -> Array:
+    """[B,H,T,D] to [B*H*repeat,D,T]."""
+    return np.swapaxes(flattened(x, repeat), 1, 2)
 
 
 def unscaled(value: ir.Value) -> tuple[ir.Value, float]:
@@ -92,7 +111,7 @@ def resolve_heads(
     probe: Probe,
     target: ir.Value,
     relation: Callable[[Array, int], Array],
-    heads: int,
+    heads: int | None,
     *,
     grouped: bool = True,
 ) -> Heads | None:
@@ -102,7 +121,8 @@ def resolve_heads(
         probe: Evaluates at sizes that differ from each other.
         target: [B, H, T, D] or [B, H, D, T], an operand of an attention product.
         relation: `transposed` or `repeated`.
-        heads: Number of heads of the query, a multiple of that of the keys.
+        heads: Number of heads of the query, a multiple of that of the keys; None if `target` is
+            the query.
         grouped: Whether to look upstream of a repetition of heads.
 
     Returns:
@@ -111,9 +131,11 @@ def resolve_heads(
     best: Heads | None = None
     for value, factor in _upstream(target):
         source = probe.shape_of(value)
-        if source is None or len(source) != 4 or not source[1] or heads % source[1]:
+        if source is None or len(source) != 4 or not source[1]:
             continue
-        repeat = heads // source[1]
+        if heads is not None and heads % source[1]:
+            continue
+        repeat = heads // source[1] if heads is not None else 1
         if repeat > 1 and not grouped:
             continue
         if _is_related(probe, value, target, factor, repeat, relation):
@@ -143,3 +165,8 @@ def _is_related(
     if got.ndim == 4 and got.shape[1] == 1:  # one key head meets all query heads by broadcasting
         expected = expected[:, :1] if shape[1] == 1 else expected
     return got.shape == expected.shape and np.allclose(got, expected, rtol=2e-3, atol=0)
+
+
+def is_same(probe: Probe, source: ir.Value, target: ir.Value) -> bool:
+    """Whether `target` is `source` moved there and back."""
+    return _is_related(probe, source, target, 1.0, 1, repeated)

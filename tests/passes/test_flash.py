@@ -190,7 +190,7 @@ def test_refuses_an_operation_it_does_not_know(graph):
     assert "scores" in refused(graph(text))
 
 
-def test_refuses_rank_3(graph):
+def test_refuses_operands_without_heads(graph):
     model = graph("""<ir_version: 10, opset_import: ["": 18]>
     agraph (float[b,s,8] q, float[b,8,s] k, float[b,s,8] v) => (float[b,s,8] y) {
         q2 = Neg(q)
@@ -200,7 +200,7 @@ def test_refuses_rank_3(graph):
         p = Softmax(scores)
         y = MatMul(p, v2)
     }""")
-    assert "rank 3" in refused(model)
+    assert "not known to be [B,H,S,D]" in refused(model)
 
 
 def test_refuses_an_export_that_has_a_cache_already(graph):
