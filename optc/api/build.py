@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from optc.api.log import Log, LogHook, silent
+from optc.api.log import Log, LogHook, silent, stage
 from optc.api.outputs import bundle_path, check_folder, folder_bytes
 from optc.api.pack import Packer
 from optc.api.policies import policy_for
@@ -89,7 +89,8 @@ def build(
     limits = policy_for(policy, pipeline)
     _check_outputs(bundle, dump_dir, sign_key)
 
-    graph = load_canonical(source)
+    with stage(progress, "reading the model"):
+        graph = load_canonical(source)
     truth = find_reference(graph, source, reference, seed=seed, log=log, progress=progress)
     samples = calibration_of(truth, calibration, graph)
     context = Context(OrtEvaluator(), samples, goal.name, seed, progress)
@@ -101,7 +102,8 @@ def build(
         hooks.insert(1, DumpHook(Path(dump_dir)))
     pipeline.run(graph, context, hooks)
 
-    lowered = _lower(goal, graph)
+    with stage(progress, "lowering"):
+        lowered = _lower(goal, graph)
     packer = Packer(
         model=source,
         target=goal,

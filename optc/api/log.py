@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
 from optc.core.base import Pass
+from optc.core.context import Progress
 from optc.core.hooks import Hook, Step
 
-__all__ = ["Log", "LogHook", "silent"]
+__all__ = ["Log", "LogHook", "silent", "stage"]
 
 Log = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def stage(progress: Progress, what: str) -> Iterator[None]:
+    """Report a step that cannot say how far it is: begun, and done."""
+    progress(what, 0, 1)
+    yield
+    progress(what, 1, 1)
 
 
 def silent(line: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 import optc
+from optc.api.log import stage
 from optc.api.outputs import folder_bytes
 from optc.api.sessions import opened
 from optc.bundle.layout import PARITY, REFERENCE, REPORT, TOKENIZER
@@ -24,13 +25,11 @@ from optc.ir.reference import Reference, save_reference
 from optc.parity.compare import compare
 from optc.parity.policy import Policy
 from optc.parity.report import Row, render_html, rows_as_json
+from optc.parity.rows import ENGINE
 from optc.runtime.tokenizer import FILES
 from optc.targets.base import Target
 
-__all__ = ["ENGINE", "Packer"]
-
-ENGINE = "engine"
-"""Name of the row that measures the built engine."""
+__all__ = ["Packer"]
 
 _VERSIONS = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
@@ -72,7 +71,8 @@ class Packer:
             ParityError: The engine misses the policy, and `force` is off.
             UnsupportedError: The target cannot build the graph.
         """
-        engine = Engine.from_facts(self.target.build(lowered, folder))
+        with stage(self.progress, "building the engine"):
+            engine = Engine.from_facts(self.target.build(lowered, folder))
         self._measure(folder)
         save_reference(self.reference, folder / REFERENCE)
         self._copy_tokenizer(folder)

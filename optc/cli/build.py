@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from optc.cli import options
-from optc.cli.console import print_json, print_rich, reporting, size
+from optc.cli.console import print_json, print_rich, reporting, size, terminal_width
 
 
 @click.command()
@@ -46,7 +46,7 @@ def build(model: str, passes: str, as_json: bool, **settings: Any) -> None:
         return
     from optc.parity.report import render_table
 
-    print_rich(render_table(result.rows))
+    print_rich(render_table(result.rows, terminal_width()))
     click.echo(f"evidence: {result.evidence}")
     for sentence in result.violations:
         click.echo(f"forced although {sentence}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,19 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-__all__ = ["Reporter", "print_json", "print_rich", "print_table", "reporting", "size"]
+__all__ = [
+    "Reporter",
+    "print_fields",
+    "print_json",
+    "print_rich",
+    "print_table",
+    "reporting",
+    "size",
+    "terminal_width",
+]
 
 _WIDE = 160
+_MANY = 10_000
 
 
 class Reporter:
@@ -44,7 +55,10 @@ class Reporter:
 
 
 class BarReporter(Reporter):
-    """The same on a terminal, with bars that go away when the work is done."""
+    """The same on a terminal, with bars that go away when the work is done.
+
+    Between two pieces of work nothing is drawn, so that text on stdout is not disturbed.
+    """
 
     def __init__(self, bars: Bars):
         super().__init__()
@@ -53,11 +67,16 @@ class BarReporter(Reporter):
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Move the bar of `what`; it disappears when all is done."""
+        if not self._tasks:
+            self._bars.start()
         if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total)
-        self._bars.update(self._tasks[what], completed=done, total=total)
+            self._tasks[what] = self._bars.add_task(what, total=total, count="")
+        count = _count(done, total)
+        self._bars.update(self._tasks[what], completed=done, total=total, count=count)
         if done >= total:
             self._bars.remove_task(self._tasks.pop(what))
+        if not self._tasks:
+            self._bars.stop()
 
     def log(self, text: str) -> None:
         """Print one line above the bars."""
@@ -71,19 +90,37 @@ def reporting(*, quiet: bool = False) -> Iterator[Reporter]:
         yield Reporter(quiet=quiet)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-    from rich.progress import TimeElapsedColumn as Elapsed
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30))
-    with Progress(
-        *columns, MofNCompleteColumn(), Elapsed(), console=Console(stderr=True), transient=True
-    ) as bars:
+    bars = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[count]}", markup=False),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    try:
         yield BarReporter(bars)
+    finally:
+        bars.stop()
+
+
+def _count(done: int, total: int) -> str:
+    if total <= 1:
+        return ""
+    return f"{done}/{total}" if total < _MANY else f"{100 * done // total} %"
 
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print one JSON document on stdout."""
     click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def terminal_width() -> int | None:
+    """Characters in a line of stdout; None where it is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def print_rich(item: RenderableType) -> None:
@@ -120,6 +157,18 @@ def print_table(
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: brackets are no markup
     print_rich(table)
+
+
+def print_fields(rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and values on stdout, values wrapped beside each other."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, style="bold")
+    for name, value in rows:
+        grid.add_row(name, Text(value))
+    print_rich(grid)
 
 
 def size(count: float) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from optc.cli import options
-from optc.cli.console import print_json, print_table, reporting, size
+from optc.cli.console import print_fields, print_json, print_table, reporting, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,25 +48,32 @@ def inspect(path: str, explain_attention: bool, as_json: bool) -> None:
 def _print_model(report: ModelReport, explain: bool) -> None:
     opsets = ", ".join(f"{domain} {version}" for domain, version in report.opsets.items())
     weights = ", ".join(f"{kind} {size(n)}" for kind, n in report.parameter_bytes.items())
-    nodes = sum(report.operators.values())
-    click.echo(f"{report.path}: ONNX, IR version {report.ir_version}, opset {opsets}")
-    click.echo(f"made by {report.producer}")
-    click.echo(f"parameters: {report.parameters:,} ({weights or 'no weights'})")
-    click.echo(f"inputs:  {_ports(report.inputs)}")
-    click.echo(f"outputs: {_ports(report.outputs)}")
-    if report.cache:
-        click.echo(f"cache: {report.cache}")
     kinds = [site.kind for site in report.attention]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    click.echo(f"attention sites: {counts or 'none'}")
-    frequent = list(report.operators.items())[:_MOST]
-    more = len(report.operators) - len(frequent)
-    listed = ", ".join(f"{name} {count}" for name, count in frequent)
-    click.echo(f"nodes: {nodes:,}: {listed}{f', and {more} more kinds' if more > 0 else ''}")
+    fields = [
+        ("model", str(report.path)),
+        ("format", f"ONNX, IR version {report.ir_version}, opset {opsets}"),
+        ("made by", report.producer),
+        ("parameters", f"{report.parameters:,} ({weights or 'no weights'})"),
+        ("inputs", _ports(report.inputs)),
+        ("outputs", _ports(report.outputs)),
+        ("cache", report.cache or "none"),
+        ("attention", counts or "none"),
+        ("nodes", _operators(report)),
+    ]
+    print_fields(fields)
     if explain:
         verdicts = {True: "yes", False: "no", None: "-"}
         rows = [(s.name, s.kind, verdicts[s.fuses], s.detail) for s in report.attention]
         print_table("site", "kind", "fuses", "detail", rows=rows)
+
+
+def _operators(report: ModelReport) -> str:
+    frequent = list(report.operators.items())[:_MOST]
+    more = len(report.operators) - len(frequent)
+    listed = ", ".join(f"{name} {count}" for name, count in frequent)
+    tail = f", and {more} more kinds" if more > 0 else ""
+    return f"{sum(report.operators.values()):,}: {listed}{tail}"
 
 
 def _ports(ports: Iterable[Port]) -> str:
@@ -78,17 +85,20 @@ def _ports(ports: Iterable[Port]) -> str:
 def _print_bundle(report: BundleReport) -> None:
     manifest = report.manifest
     engine, evidence = manifest.engine, manifest.evidence
-    metrics = {k: v for k, v in evidence.metrics.items() if isinstance(v, int | float)}
-    numbers = ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
+    measured = {k: v for k, v in evidence.metrics.items() if isinstance(v, int | float)}
     verdict = "within its policy" if evidence.passed else "MISSES its policy, forced"
-    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
-    click.echo(f"{report.path}: bundle, {size(report.bytes)}, {len(manifest.files)} files, intact")
-    click.echo(f"model: {manifest.extra.get('model', '?')}")
-    click.echo(f"passes: {', '.join(manifest.order) or 'none'} (asked for: {manifest.pipeline})")
-    click.echo(f"target: {manifest.target} ({engine.runtime} {engine.runtime_version})")
-    click.echo(f"runs on: {engine.hardware}")
-    click.echo(f"inputs:  {_ports(engine.inputs)}")
-    click.echo(f"outputs: {_ports(engine.outputs)}")
-    click.echo(f"evidence: {report.evidence}; {verdict}: {numbers}")
-    click.echo(f"made with: {versions}")
-    click.echo(f"signature: {'there, not checked' if report.signed else 'none'}")
+    fields = [
+        ("bundle", str(report.path)),
+        ("size", f"{size(report.bytes)} in {len(manifest.files)} files, all intact"),
+        ("model", str(manifest.extra.get("model", "?"))),
+        ("passes", f"{', '.join(manifest.order) or 'none'} (asked for: {manifest.pipeline})"),
+        ("target", f"{manifest.target}: {engine.runtime} {engine.runtime_version}"),
+        ("runs on", engine.hardware),
+        ("inputs", _ports(engine.inputs)),
+        ("outputs", _ports(engine.outputs)),
+        ("evidence", f"{report.evidence}; {verdict}"),
+        ("measured", ", ".join(f"{key} {value:.4g}" for key, value in measured.items())),
+        ("made with", ", ".join(f"{k} {v}" for k, v in manifest.versions.items())),
+        ("signature", "there, not checked" if report.signed else "none"),
+    ]
+    print_fields(fields)

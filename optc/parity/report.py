@@ -22,10 +22,22 @@ from optc.parity.rows import COLUMNS, Row, cells, evidence, rows_as_json
 __all__ = ["Row", "evidence", "render_html", "render_table", "rows_as_json"]
 
 
-def render_table(rows: Sequence[Row]) -> Table:
-    """The rows for the terminal, about 110 columns wide; rows that violate the policy are red."""
+_DISPENSABLE = ("cosine", "max abs", "seconds", "KL", "size MB", "rewrites", "top-1")
+"""Columns that a narrow terminal does without, the first one first."""
+
+
+def render_table(rows: Sequence[Row], width: int | None = None) -> Table:
+    """The rows for the terminal; rows that violate the policy are red.
+
+    Args:
+        rows: The input graph, the graph after each pass, the engine.
+        width: Characters in a line, about 110 are needed for everything; columns are left out
+            where it is less. All columns when None.
+    """
+    shown = [cells(row) for row in rows]
+    columns = _fitting_columns(shown, width)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in COLUMNS:
+    for column in columns:
         is_pass = column == "pass"
         table.add_column(
             column,
@@ -34,10 +46,20 @@ def render_table(rows: Sequence[Row]) -> Table:
             overflow="fold",
             min_width=5 if is_pass else None,
         )
-    for row in rows:
-        shown = cells(row)
-        table.add_row(*(shown[column] for column in COLUMNS), style="red" if row.violations else "")
+    for row, texts in zip(rows, shown, strict=True):
+        style = "red" if row.violations else ""
+        table.add_row(*(texts[column] for column in columns), style=style)
     return table
+
+
+def _fitting_columns(shown: Sequence[Mapping[str, str]], width: int | None) -> list[str]:
+    columns = list(COLUMNS)
+    sizes = {c: max(len(c), *(len(texts[c]) for texts in shown)) for c in columns if shown}
+    for dispensable in _DISPENSABLE:
+        if width is None or sum(sizes[column] + 2 for column in columns) <= width + 2:
+            break
+        columns.remove(dispensable)
+    return columns
 
 
 def render_html(
