@@ -21,7 +21,7 @@ from optc.api.outputs import folder_bytes
 from optc.api.sessions import OpenBundle, open_bundle
 from optc.core.context import Array, Progress, no_progress
 from optc.core.errors import UnsupportedError, UsageError
-from optc.ir.interface import TOKENS, complete_feeds
+from optc.ir.interface import LENGTHS, TOKENS, complete_feeds
 from optc.ir.reference import Reference, load_reference
 from optc.runtime.generate import generate
 
@@ -149,7 +149,8 @@ class _Runner:
             )
         self._reference = load_reference(path)
         self._text = _tokens(self._reference)
-        self.generates = bool(self._reference.prompts)
+        names = {port.name for port in self._session.inputs}
+        self.generates = LENGTHS in names or bool(self._reference.prompts)
 
     def time(self, case: Case) -> _Sample:
         """Run one case once."""

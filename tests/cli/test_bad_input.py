@@ -158,11 +158,6 @@ def policy_missing(here: Path) -> list[str]:
     return [MODEL, "--passes", "flash,kv", "--policy", "policy.toml"]
 
 
-def bad_key(here: Path) -> list[str]:
-    (here / "key.pem").write_text("not a key")
-    return [MODEL, "--passes", "flash,kv", "--sign-key", "key.pem"]
-
-
 def unknown_flag(here: Path) -> list[str]:
     return [MODEL, "--pases", "flash"]
 
@@ -197,7 +192,6 @@ BUILD = [
     (dump_below_a_file, 2, "file/dumps: cannot be written"),
     (policy_key, 2, "[exact] has no key 'rel_l3'; did you mean 'rel_l2'?"),
     (policy_missing, 2, "policy.toml: cannot be read"),
-    (bad_key, 2, "key.pem"),
     (unknown_flag, 2, "--pases"),
 ]
 
