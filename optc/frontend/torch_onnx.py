@@ -52,13 +52,20 @@ def to_onnx(source: Source, opset: int) -> ir.Model:
             _settle_axes(model)
             simplify(model)
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        problem = f"PyTorch's exporter cannot export it ({lines[0]})"
+        problem = f"PyTorch's exporter cannot export it ({_first_cause(error)})"
         raise UnsupportedError(problem, where=source.label) from error
     if model.opset_imports.get("") != opset:
         problem = f"PyTorch's exporter has no opset {opset} for it"
         raise UnsupportedError(problem, where=source.label)
     return model
+
+
+def _first_cause(error: BaseException) -> str:
+    """Type and first line of what went wrong first; the exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip(':.')}" if lines else type(error).__name__
 
 
 def _translate(source: Source, opset: int) -> ir.Model:

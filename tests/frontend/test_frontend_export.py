@@ -275,7 +275,7 @@ def test_a_module_that_cannot_be_traced(tmp_path: Path, monkeypatch: pytest.Monk
     )
     (tmp_path / "untraceable.py").write_text(body)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UnsupportedError, match="PyTorch's exporter cannot export it") as error:
+    with pytest.raises(UnsupportedError, match=r"cannot export it \(\w+: ") as error:
         export_model("untraceable:make", tmp_path / "out")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
