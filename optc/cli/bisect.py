@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from optc.cli import options
-from optc.cli.console import print_json, reporting
+from optc.cli.console import print_fields, print_json, reporting
 
 
 @click.command()
@@ -30,8 +30,7 @@ def bisect(model: str, passes: str, as_json: bool, **settings: Any) -> None:
     elif found.name is None:
         click.echo(found.note)
     else:
-        click.echo(f"pass: {found.text}")
-        click.echo(f"site: {found.site or '-'}")
-        click.echo(f"{found.note} ({found.probes} graphs measured)")
+        finding = f"{found.note} ({found.probes} graphs measured)"
+        print_fields([("pass", found.text), ("site", found.site or "-"), ("finding", finding)])
     if found.name is not None:
         raise ParityError("; ".join(found.violations), where=f"pass '{found.name}'")

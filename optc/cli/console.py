@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Reporter",
+    "harmless",
     "print_fields",
     "print_json",
     "print_rich",
@@ -28,8 +30,17 @@ __all__ = [
     "terminal_width",
 ]
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _WIDE = 160
 _MANY = 10_000
+
+
+def harmless(text: str) -> str:
+    """Text without control characters but newline and tab.
+
+    Names in a model file, and what a model says, may come from anyone; a terminal obeys them.
+    """
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 class Reporter:
@@ -51,7 +62,7 @@ class Reporter:
 
     def log(self, text: str) -> None:
         """Print one line."""
-        click.echo(text, err=True)
+        click.echo(harmless(text), err=True)
 
 
 class BarReporter(Reporter):
@@ -80,7 +91,7 @@ class BarReporter(Reporter):
 
     def log(self, text: str) -> None:
         """Print one line above the bars."""
-        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._bars.console.print(harmless(text), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -155,7 +166,7 @@ def print_table(
     for heading in columns:
         table.add_column(heading, justify="right" if heading in right else "left")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: brackets are no markup
+        table.add_row(*(Text(harmless(cell)) for cell in row))  # Text: brackets are no markup
     print_rich(table)
 
 
@@ -167,7 +178,7 @@ def print_fields(rows: Sequence[tuple[str, str]]) -> None:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True, style="bold")
     for name, value in rows:
-        grid.add_row(name, Text(value))
+        grid.add_row(name, Text(harmless(value)))
     print_rich(grid)
 
 

@@ -17,6 +17,7 @@ import click
 from optc.cli.bench import bench
 from optc.cli.bisect import bisect
 from optc.cli.build import build
+from optc.cli.console import harmless
 from optc.cli.export import export
 from optc.cli.inspect import inspect
 from optc.cli.passes import passes
@@ -89,7 +90,7 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _say(message: str, code: int) -> int:
-    click.echo(f"error: {message}", err=True)
+    click.echo(harmless(f"error: {message}"), err=True)
     return code
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from optc.cli import options
-from optc.cli.console import print_json, reporting, size
+from optc.cli.console import harmless, print_json, reporting, size
 
 if TYPE_CHECKING:
     from optc.api.run import RunResult
@@ -55,7 +55,7 @@ def run(
 
     def show(row: int, text: str) -> None:
         if stream:
-            click.echo(text, nl=False)
+            click.echo(_shown(text), nl=False)
 
     sampling = Sampling(temperature, top_k, top_p, seed)
     with reporting(quiet=True) as report:
@@ -78,12 +78,17 @@ def run(
     _print_stats(result)
 
 
+def _shown(text: str) -> str:
+    """As the model said it, but for what a terminal would obey."""
+    return harmless(text) if sys.stdout.isatty() else text
+
+
 def _print_texts(result: RunResult) -> None:
     texts = result.completion.texts
     for number, (prompt, text) in enumerate(zip(result.prompts, texts, strict=True), start=1):
         if len(texts) > 1:
             click.echo(f"--- {number}: {' '.join(prompt.split())}")
-        click.echo(text)
+        click.echo(_shown(text))
 
 
 def _print_stats(result: RunResult) -> None:

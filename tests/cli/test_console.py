@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 
-from optc.cli.console import Reporter, size
+from optc.cli.console import Reporter, harmless, size
 from optc.parity.metrics import Metrics
 from optc.parity.report import render_table
 from optc.parity.rows import Row
@@ -38,6 +39,17 @@ def test_off_a_terminal_each_step_is_one_line(capsys: pytest.CaptureFixture[str]
 )
 def test_sizes(count: float, text: str) -> None:
     assert size(count) == text
+
+
+def test_names_in_a_model_cannot_steer_the_terminal(here: Path, optc: Callable[..., Any]) -> None:
+    model = ir.load(here / "tiny" / "model.onnx")
+    model.producer_name = "tool\x1b[2J\x07"
+    ir.save(model, here / "tiny" / "hostile.onnx")
+    shown = optc("inspect", "tiny/hostile.onnx").out
+    assert "tool\\x1b[2J\\x07" in shown
+    assert "\x1b" not in shown
+    assert "\x1b" not in optc("inspect", "\x1b[2J.onnx").err
+    assert harmless("a\tb\n日本\xa0") == "a\tb\n日本\xa0"
 
 
 def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers() -> None:
