@@ -90,7 +90,11 @@ class BarReporter(Reporter):
             self._bars.stop()
 
     def log(self, text: str) -> None:
-        """Print one line above the bars."""
+        """Print one line. It ends what went before, also work that stopped early."""
+        for task in self._tasks.values():
+            self._bars.remove_task(task)
+        self._tasks.clear()
+        self._bars.stop()
         self._bars.console.print(harmless(text), markup=False, highlight=False, soft_wrap=True)
 
 
