@@ -6,7 +6,8 @@
    when sending numbers through the chain shows that it is nothing else (`optc.rewrite.movement`).
 3. Masks that mean causal, or causal within a window, become attributes; what is left is handed to
    the op as it is (`optc.ir.masks`).
-4. The mask arithmetic that nobody uses any more is removed.
+4. Rotary embeddings and RMS norms become the standard ops, with tables of the right batch.
+5. The mask arithmetic that nobody uses any more is removed.
 
 Source of the fused op: FlashAttention, Dao et al. 2022 (arXiv 2205.14135).
 """
@@ -36,6 +37,7 @@ from optc.rewrite.movement import (
     resolve_heads,
     transposed,
 )
+from optc.rewrite.standard_ops import fuse_standard_ops
 
 __all__ = ["Flash"]
 
@@ -52,6 +54,7 @@ class Flash(Pass):
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         """Rewrite every attention site that is understood."""
         fusion = _Fusion(model)
+        standard = fuse_standard_ops(model, fusion.probe, ctx.wants)
         refusals: list[Refusal] = []
         nodes = list(model.graph)
         for done, node in enumerate(nodes):
@@ -65,8 +68,11 @@ class Flash(Pass):
                 refusals.append(match)
         common.RemoveUnusedNodesPass()(model)
         sites = fusion.sites
-        notes = () if sites or refusals else ("the graph has no attention",)
-        return PassResult(tuple(sites), tuple(refusals), notes, {"kinds": fusion.kinds})
+        notes = [f"{count} x {op} made of their parts" for op, count in standard.items()]
+        if not sites and not refusals:
+            notes.append("the graph has no attention")
+        details = {"kinds": fusion.kinds, "standard_ops": standard}
+        return PassResult(tuple(sites), tuple(refusals), tuple(notes), details)
 
     def ensures(self, model: ir.Model, result: PassResult) -> None:
         """Every reported site is a canonical node now."""

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optc.core.context import Array
-from optc.ir.probe import Probe, ProbeFailure, ancestors, data_inputs
+from optc.ir.probe import Probe, ProbeFailure, ancestors, data_inputs, fixed_values
 
 __all__ = [
     "PositionSource",
@@ -93,7 +93,7 @@ def position_uses(model: ir.Model, batch: str, sequence: str) -> list[PositionUs
 
 def _met_by_data(model: ir.Model) -> list[ir.Value]:
     """Computed values that depend on sizes only and are operands of nodes that see data."""
-    fixed = _fixed_values(model)
+    fixed = fixed_values(model)
     met: dict[ir.Value, None] = {}
     for node in model.graph:
         if node.outputs[0] in fixed:
@@ -105,24 +105,12 @@ def _met_by_data(model: ir.Model) -> list[ir.Value]:
     return list(met)
 
 
-def _fixed_values(model: ir.Model) -> dict[ir.Value | None, bool]:
-    """Values that no input's contents reach; True for those that an input's sizes reach."""
-    fixed: dict[ir.Value | None, bool] = dict.fromkeys(model.graph.initializers.values(), False)
-    for node in model.graph:
-        inputs = [v for v in node.inputs if v is not None]
-        if node.op_type in {"Shape", "Size"}:
-            fixed |= dict.fromkeys(node.outputs, True)
-        elif all(v in fixed for v in inputs):
-            fixed |= dict.fromkeys(node.outputs, any(fixed[v] for v in inputs))
-    return fixed
-
-
 def forget_shapes_after(model: ir.Model, source: ir.Value) -> None:
     """Drop the recorded shapes of what is computed from `source` before it meets data.
 
     Tables of positions gain a batch axis when their source does; data values keep their shapes.
     """
-    fixed = _fixed_values(model)
+    fixed = fixed_values(model)
     reached: set[ir.Value | None] = {source}
     for node in model.graph:
         if node.outputs[0] not in fixed or node.op_type in {"Shape", "Size"}:

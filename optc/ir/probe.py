@@ -19,7 +19,7 @@ from onnx.reference import ReferenceEvaluator
 
 from optc.core.context import Array
 
-__all__ = ["Probe", "ProbeFailure", "ancestors", "data_inputs"]
+__all__ = ["Probe", "ProbeFailure", "ancestors", "data_inputs", "fixed_values"]
 
 _MAX_NODES = 400
 _MAX_CONSTANT = 1 << 24
@@ -164,3 +164,15 @@ def ancestors(value: ir.Value, limit: int = 4000) -> set[ir.Value]:
 def data_inputs(value: ir.Value) -> set[ir.Value]:
     """The graph inputs whose contents (not only whose shapes) `value` depends on."""
     return {v for v in ancestors(value) if v.is_graph_input() and v.const_value is None}
+
+
+def fixed_values(model: ir.Model) -> dict[ir.Value | None, bool]:
+    """Values that no input's contents reach; True for those that an input's sizes reach."""
+    fixed: dict[ir.Value | None, bool] = dict.fromkeys(model.graph.initializers.values(), False)
+    for node in model.graph:
+        inputs = [v for v in node.inputs if v is not None]
+        if node.op_type in {"Shape", "Size"}:
+            fixed |= dict.fromkeys(node.outputs, True)
+        elif all(v in fixed for v in inputs):
+            fixed |= dict.fromkeys(node.outputs, any(fixed[v] for v in inputs))
+    return fixed
