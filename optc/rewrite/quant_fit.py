@@ -1,0 +1,163 @@
+"""The 8-bit grid of one activation, and how much of its range to hand to the weights.
+
+Per tensor, symmetric, int8: `x ~ scale * q`. A few channels far larger than the rest would waste
+the grid of all others; dividing channel k by s[k] = |x|max^a / |w|max^(1-a), and multiplying row k
+of the weights by it, leaves the product as it is and evens the channels out (SmoothQuant, Xiao et
+al., 2022, arXiv 2211.10438).
+
+Strength a and the margin around the range are searched per activation. Ranges are learnt on one
+half of the samples and judged on the other, so that an activation beyond what calibration saw,
+which the grid clips, counts as the error it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from optc.core.context import Array
+from optc.rewrite.quant_observe import Observation, Seen
+from optc.rewrite.quant_sites import Site
+from optc.rewrite.quant_weights import read_tensor
+
+__all__ = ["Fit", "fit", "sample_columns", "weight_error"]
+
+_LARGEST = 127
+_STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
+_MARGINS = (1.0, 1.15, 1.3)
+_COLUMNS = 256
+_FAINT = 1e-5
+_WORTHWHILE = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """How one activation is quantised.
+
+    Attributes:
+        largest: The magnitude that the last step of the grid stands for, factors divided out.
+        factors: What each channel is divided by, float32 [K]; None for nothing.
+        error: Relative error of the products that read it, root mean square over held-out rows.
+        strength: The SmoothQuant strength; 0 where `factors` is None.
+    """
+
+    largest: float
+    factors: Array | None = None
+    error: float = math.nan
+    strength: float = 0.0
+
+    def scale(self, dtype: ir.DataType = ir.DataType.FLOAT) -> Array:
+        """Step of the grid, 0-d, of `dtype`.
+
+        A dead activation, whose range is nothing or too small for a normal number of `dtype`, gets
+        step 1: its values become the zero that they nearly are.
+        """
+        kind = np.dtype(dtype.numpy())
+        scale = np.asarray(self.largest / _LARGEST, kind)
+        return scale if scale >= np.finfo(kind).tiny else np.ones((), kind)
+
+    def rounded(self, rows: Array) -> Array:
+        """What rows [R,K], factors divided out, become."""
+        scale = self.scale()
+        steps = np.rint(rows / scale)
+        rounded: Array = np.clip(steps, -_LARGEST - 1, _LARGEST) * scale
+        return rounded
+
+
+def sample_columns(sites: Sequence[Site], count: int = _COLUMNS) -> Array:
+    """Evenly spaced output channels of the weights that share one activation, float32 [K,C]."""
+    parts = []
+    for site in sites:
+        tensor = site.weight.const_value
+        if tensor is None:
+            raise ValueError(f"'{site.name}' has no constant weight")
+        array = read_tensor(tensor)
+        length = array.shape[site.axis]
+        chosen = np.unique(np.linspace(0, length - 1, -(-count // len(sites))).astype(np.int64))
+        part = array[chosen].T if site.axis == 0 else array[:, chosen]
+        parts.append(part.astype(np.float32))
+    return np.concatenate(parts, axis=1)
+
+
+def fit(seen: Seen, columns: Array, *, smooth: bool) -> Fit:
+    """Choose strength and margin of one activation.
+
+    Args:
+        seen: What calibration saw of it.
+        columns: Output channels of the weights that it meets, [K,C].
+        smooth: Whether its channels may be divided by factors.
+    """
+    plain, error, margin = 0.0, *_judge(seen, columns, 0.0)
+    strength = plain
+    for candidate in _STRENGTHS if smooth else ():
+        found, its_margin = _judge(seen, columns, candidate)
+        if found < error * (_WORTHWHILE if strength == plain else 1.0):
+            strength, error, margin = candidate, found, its_margin
+    factors = _factors(seen.largest, columns, strength)
+    largest = float((seen.largest / factors).max()) * margin
+    return Fit(largest, factors if strength else None, error, strength)
+
+
+def weight_error(seen: Seen, columns: Array) -> float:
+    """Relative error of products whose weights are int8 and whose activation is not.
+
+    Args:
+        seen: What calibration saw of the activation.
+        columns: Output channels of the weights that it meets, [K,C].
+    """
+    rows = np.concatenate([seen.even.rows, seen.odd.rows])
+    exact = rows @ columns
+    moved = np.square(rows @ _rounded_columns(columns) - exact).sum(axis=1)
+    return float(np.sqrt((moved / _sizes(exact)).mean()))
+
+
+def _factors(largest: Array, columns: Array, strength: float) -> Array:
+    """s[k], geometric mean 1; a channel with next to nothing in it counts as a faint one."""
+    if not strength or not largest.any() or not columns.any():
+        return np.ones_like(largest)
+    weights = np.abs(columns).max(axis=1)
+    logs = strength * np.log(np.maximum(largest, _FAINT * largest.max()))
+    logs -= (1 - strength) * np.log(np.maximum(weights, _FAINT * weights.max()))
+    factors: Array = np.exp(logs - logs.mean()).astype(np.float32)
+    return factors
+
+
+def _judge(seen: Seen, columns: Array, strength: float) -> tuple[float, float]:
+    """Error of the best margin at `strength`, and that margin."""
+    squares = np.zeros(len(_MARGINS))
+    for learnt, judged in seen.folds:
+        squares += _squared_errors(learnt, judged.rows, columns, strength) / len(seen.folds)
+    best = int(squares.argmin())
+    return float(np.sqrt(squares[best])), _MARGINS[best]
+
+
+def _squared_errors(learnt: Observation, rows: Array, columns: Array, strength: float) -> Array:
+    """Mean over rows of the squared relative error of the products, for each margin; at most 1."""
+    factors = _factors(learnt.largest, columns, strength)
+    weights = _rounded_columns(columns * factors[:, None])
+    exact = rows @ columns
+    sizes = _sizes(exact)
+    divided = rows / factors
+    largest = float((learnt.largest / factors).max())
+    found = []
+    for margin in _MARGINS:
+        moved = np.square(Fit(largest * margin).rounded(divided) @ weights - exact).sum(axis=1)
+        found.append(float(np.minimum(moved / sizes, 1).mean()))  # a lost row is lost, not worse
+    return np.array(found)
+
+
+def _sizes(rows: Array) -> Array:
+    """Squared norm of each row; 1 where that is nothing."""
+    sizes: Array = np.square(rows).sum(axis=1)
+    return np.where(sizes == 0, 1, sizes)
+
+
+def _rounded_columns(columns: Array) -> Array:
+    scales = np.abs(columns).max(axis=0) / _LARGEST
+    scales[scales == 0] = 1
+    rounded: Array = np.rint(columns / scales) * scales
+    return rounded
