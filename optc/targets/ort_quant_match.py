@@ -1,0 +1,151 @@
+"""Read quantised weights, and who reads them, out of a graph with standard Q/DQ."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import onnx_ir as ir
+
+from optc.core.context import Array
+from optc.rewrite.quant_weights import sizes
+
+__all__ = ["Rounded", "Weight", "read_weight", "readers", "rounded_input"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weight:
+    """A dequantised weight: `output` = `integers` * `scale` along `axis`.
+
+    Attributes:
+        output: Output of the DequantizeLinear.
+        integers: int8 initializer, [C,K] or [K,C].
+        scale: float32 initializer [C].
+        axis: Which axis of `integers` is C.
+    """
+
+    output: ir.Value
+    integers: ir.Value
+    scale: ir.Value
+    axis: int
+
+    @property
+    def name(self) -> str:
+        """Name of the integers."""
+        return str(self.integers.name)
+
+    @property
+    def tensor(self) -> ir.TensorProtocol:
+        """The integers, not yet computed."""
+        return _tensor(self.integers)
+
+    @property
+    def inner(self) -> int:
+        """K, the length that products sum over."""
+        return sizes(self.tensor)[1 - self.axis]
+
+    @property
+    def outer(self) -> int:
+        """C, the number of output channels."""
+        return sizes(self.tensor)[self.axis]
+
+    def scales(self) -> Array:
+        """[C], float32."""
+        return _tensor(self.scale).numpy()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rounded:
+    """An activation on an 8-bit grid, per tensor.
+
+    Attributes:
+        source: The activation before rounding, float.
+        integers: Output of the QuantizeLinear.
+        scale: 0-d.
+        zero: 0-d.
+    """
+
+    source: ir.Value
+    integers: ir.Value
+    scale: ir.Value
+    zero: ir.Value
+
+
+def _tensor(value: ir.Value) -> ir.TensorProtocol:
+    if value.const_value is None:
+        raise ValueError(f"'{value.name}' is not constant")
+    return value.const_value
+
+
+def read_weight(node: ir.Node) -> Weight | None:
+    """The weight that `node` dequantises: int8 [C,K] or [K,C], one float32 scale per channel."""
+    if node.op_type != "DequantizeLinear" or node.domain or len(node.inputs) != 2:
+        return None
+    integers, scale = node.inputs
+    if integers is None or scale is None:
+        return None
+    first, second = integers.const_value, scale.const_value
+    if first is None or second is None or len(sizes(first)) != 2 or len(sizes(second)) != 1:
+        return None
+    if (first.dtype, second.dtype) != (ir.DataType.INT8, ir.DataType.FLOAT):
+        return None
+    axis = _int(node, "axis", 1) % 2
+    return Weight(node.outputs[0], integers, scale, axis)
+
+
+def readers(weight: Weight) -> tuple[list[ir.Node], list[ir.Node]]:
+    """Products with the weight and lookups in it, in which C is the axis of its output channels."""
+    products: list[ir.Node] = []
+    lookups: list[ir.Node] = []
+    for node, slot, axis in _uses(weight.output, weight.axis):
+        if _is_product(node, slot, axis):
+            products.append(node)
+        elif node.op_type == "Gather" and slot == axis == _int(node, "axis", 0) == 0:
+            lookups.append(node)
+    return products, lookups
+
+
+def _uses(value: ir.Value, axis: int) -> list[tuple[ir.Node, int, int]]:
+    """Readers behind any Transpose, each with the input it reads and the axis of C there."""
+    found: list[tuple[ir.Node, int, int]] = []
+    for node, slot in value.uses():
+        if node.domain:
+            continue
+        if node.op_type == "Transpose":
+            found += _uses(node.outputs[0], 1 - axis)
+        else:
+            found.append((node, slot, axis))
+    return found
+
+
+def _is_product(node: ir.Node, slot: int, axis: int) -> bool:
+    if slot != 1:
+        return False
+    if node.op_type == "MatMul":
+        return axis == 1
+    if node.op_type != "Gemm" or _int(node, "transA", 0):
+        return False
+    factors = [node.attributes[k].as_float() for k in ("alpha", "beta") if k in node.attributes]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    is_row = bias is None or (bias.shape is not None and len(bias.shape) == 1)
+    is_plain = is_row and all(factor == 1.0 for factor in factors)
+    return is_plain and axis == (0 if _int(node, "transB", 0) else 1)
+
+
+def rounded_input(node: ir.Node) -> Rounded | None:
+    """The first input of `node`, if it is an activation rounded to int8."""
+    up = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+    if up is None or up.op_type != "DequantizeLinear" or len(up.inputs) != 3:
+        return None
+    integers, scale, zero = up.inputs
+    if integers is None or scale is None or zero is None:
+        return None
+    down = integers.producer()
+    if down is None or down.op_type != "QuantizeLinear" or down.inputs[0] is None:
+        return None
+    is_per_tensor = scale.const_value is not None and scale.const_value.size == 1
+    return Rounded(down.inputs[0], integers, scale, zero) if is_per_tensor else None
+
+
+def _int(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
