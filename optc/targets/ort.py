@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +18,7 @@ from optc.ir.load import load_model
 from optc.ir.save import save_model
 from optc.targets.base import Target
 from optc.targets.evaluate import check_file
+from optc.targets.ort_quant import lower_quant
 from optc.targets.ort_session import OrtSession
 
 __all__ = ["ENGINE", "Ort"]
@@ -55,7 +54,7 @@ class Ort(Target):
     def lower(self, model: ir.Model) -> ir.Model:
         """A copy with quantised products as the runtime's own kernels, and nothing unused."""
         lowered = model.clone()
-        _lower_quant(lowered)
+        lower_quant(lowered)
         common.RemoveUnusedNodesPass()(lowered)
         common.RemoveUnusedFunctionsPass()(lowered)  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass()(lowered)
@@ -87,11 +86,6 @@ class Ort(Target):
         path = folder / ENGINE
         load_model(path)
         return OrtSession(path, threads=self.threads)
-
-
-def _lower_quant(model: ir.Model) -> None:
-    if importlib.util.find_spec("optc.targets.ort_quant") is not None:
-        importlib.import_module("optc.targets.ort_quant").lower_quant(model)
 
 
 def _same_signature(kind: str, wrote: Sequence[Port], read: Sequence[Port]) -> None:

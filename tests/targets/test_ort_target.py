@@ -67,6 +67,16 @@ def test_lowering_gives_a_copy_without_what_is_unused(cached: ir.Model) -> None:
     assert "dead" in cached.graph.initializers
 
 
+def test_lowering_hands_a_copy_to_the_quantised_kernels(
+    linear: ir.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[ir.Model] = []
+    monkeypatch.setattr("optc.targets.ort.lower_quant", seen.append)
+    lowered = Ort().lower(linear)
+    assert seen == [lowered]
+    assert lowered is not linear
+
+
 def test_building_writes_an_engine_and_states_the_facts(linear: ir.Model, tmp_path: Path) -> None:
     facts = Ort().build(Ort().lower(linear), tmp_path)
     assert facts == {
