@@ -25,7 +25,7 @@ class NodeWriter:
 
     def constant(self, wish: str, tensor: ir.TensorProtocol) -> ir.Value:
         """A new initializer, named `wish` or close to it."""
-        name = self._name(wish)
+        name = self.name(wish)
         tensor.name = name
         value = ir.Value(
             name=name,
@@ -39,13 +39,14 @@ class NodeWriter:
     def insert(self, node: ir.Node, wish: str, like: ir.Value, *, before: ir.Node) -> ir.Value:
         """Put `node` before another; its output is typed `like` that value and is returned."""
         output = node.outputs[0]
-        node.name = output.name = self._name(wish)
+        node.name = output.name = self.name(wish)
         output.shape = like.shape
         output.type = ir.TensorType(like.dtype) if like.dtype is not None else None
         self._graph.insert_before(before, node)
         return output
 
-    def _name(self, wish: str) -> str:
+    def name(self, wish: str) -> str:
+        """`wish`, or close to it: a name that nothing in the graph has, taken from now on."""
         name, number = wish, 1
         while name in self._taken:
             number += 1

@@ -190,10 +190,10 @@ class _Lowering:
         return _Blocks(values, self._writer.constant(f"{weight.name}_scales", scales), length)
 
     def _replace(self, old: ir.Node, new: list[ir.Node]) -> None:
-        for index, node in enumerate(new):
-            node.name = old.name if index == len(new) - 1 else f"{old.name}_{node.op_type.lower()}"
-            if index < len(new) - 1:
-                node.outputs[0].name = f"{old.outputs[0].name}_{node.op_type.lower()}_{index}"
+        for node in new[:-1]:
+            name = self._writer.name(f"{old.outputs[0].name}_{node.op_type.lower()}")
+            node.name = node.outputs[0].name = name
+        new[-1].name = old.name
         ir.convenience.replace_nodes_and_values(
             self._graph, old, [old], new, old.outputs, new[-1].outputs
         )
