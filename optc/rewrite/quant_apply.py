@@ -108,12 +108,8 @@ def _read_matrix(writer: NodeWriter, site: Site, matrix: ir.Value) -> None:
     """Let `site` read `matrix` in place of its constant, through a Transpose if it had one."""
     read = site.node.inputs[site.slot]
     if read is not None and read is not site.weight:
-        made = [user for user, _ in matrix.uses() if user.op_type == "Transpose"]
-        if made:
-            matrix = made[0].outputs[0]
-        else:
-            node = ir.node("Transpose", [matrix], {"perm": [1, 0]})
-            matrix = writer.insert(node, f"{matrix.name}_transposed", read, before=site.node)
+        node = ir.node("Transpose", [matrix], {"perm": [1, 0]})
+        matrix = writer.insert(node, f"{matrix.name}_transposed", read, before=site.node)
     site.node.replace_input_with(site.slot, matrix)
 
 

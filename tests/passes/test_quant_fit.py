@@ -42,6 +42,8 @@ def test_an_outlier_channel_is_divided_and_the_error_falls(rng):
     assert smooth.factors.argmax() == 5
     assert np.log(smooth.factors).mean() == pytest.approx(0, abs=1e-5)
     assert smooth.error < plain.error / 5
+    got = smooth.rounded(rows / smooth.factors) @ (columns * smooth.factors[:, None])
+    assert np.linalg.norm(got - rows @ columns) < 2 * smooth.error * np.linalg.norm(rows @ columns)
 
 
 def test_a_range_that_does_not_hold_on_the_other_half_gets_a_margin(rng):
