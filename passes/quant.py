@@ -30,7 +30,13 @@ from optc.rewrite.quant_drift import DriftMeter
 from optc.rewrite.quant_fit import Fit, fit, sample_columns, weight_error
 from optc.rewrite.quant_observe import Seen, observe, tokens_of
 from optc.rewrite.quant_search import choose_activations, choose_weights
-from optc.rewrite.quant_sites import Site, find_sites, is_quantised, weight_groups
+from optc.rewrite.quant_sites import (
+    Site,
+    find_sites,
+    is_quantised,
+    last_products,
+    weight_groups,
+)
 from optc.rewrite.quant_weights import channel_scales, rounding_error
 
 __all__ = ["Quant"]
@@ -117,8 +123,8 @@ class Quant(Pass):
         if self.scheme == "w8":
             return Choice(Plan(weights), errors, meter=meter)
         fits = self._fit(_readers([s for s in sites if s.weight.name in weights]), seen, ctx)
-        last = {str(s.activation.name) for s in sites if s.activation is not None and _is_last(s)}
-        plan = choose_activations(meter, weights, fits, frozenset(last), self.max_drift)
+        last = frozenset(_readers(last_products(model, sites)))
+        plan = choose_activations(meter, weights, fits, last, self.max_drift)
         tokens = sum(map(tokens_of, learnt))
         return Choice(plan, errors, fits, meter, tokens, held_out=learnt is not judged)
 
@@ -195,7 +201,3 @@ def _reads_alone(site: Site) -> bool:
     behind = [n for u in users if u.op_type == "Transpose" for n, _ in u.outputs[0].uses()]
     readers = [user for user in users if user.op_type != "Transpose"] + behind
     return all(user.inputs[0] is site.activation for user in readers)
-
-
-def _is_last(site: Site) -> bool:
-    return site.node.outputs[0].is_graph_output()

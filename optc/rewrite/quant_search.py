@@ -71,7 +71,7 @@ def choose_activations(
         meter: Measures plans.
         weights: The constants in int8.
         fits: All activations that meet one of them.
-        last: Those whose product is an output of the graph.
+        last: Those that meet a product with no other site after it.
         limit: Largest drift.
     """
     base = meter.measure(Plan(weights))

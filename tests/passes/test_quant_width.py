@@ -13,6 +13,7 @@ from optc.core.context import Context, Feeds
 from optc.rewrite.quant_apply import Plan
 from optc.rewrite.quant_drift import DriftMeter
 from optc.rewrite.quant_search import fewest
+from optc.rewrite.quant_sites import find_sites, last_products
 from optc.targets.evaluate import OrtEvaluator
 
 # Two products side by side. Half of the channels that the second reads are 300 times the others,
@@ -132,6 +133,19 @@ def test_without_logits_drift_is_the_relative_error_of_the_outputs(rng):
         size += float(np.square(want["y"]).sum())
     assert meter.metric == "relative L2 error"
     assert drift == pytest.approx(math.sqrt(moved / size), rel=1e-4)
+
+
+def test_the_last_products_are_those_with_no_site_after_them(rng):
+    text = f"""main (float[n, {K}] x, float[{K}, {K}] wa, float[{K}, {K}] wb, float[{K}, {K}] wc)
+    => (float[n, {K}] y, float[n, {K}] c) {{
+        a = MatMul(x, wa)
+        h = Tanh(a)
+        b = MatMul(h, wb)
+        y = Relu(b)
+        c = MatMul(h, wc)
+    }}"""
+    model = build(text, {name: random(rng, K, K) for name in ("wa", "wb", "wc")})
+    assert [s.name for s in last_products(model, find_sites(model).sites)] == ["b", "c"]
 
 
 @pytest.mark.parametrize("total", [0, 1, 2, 7, 30])
