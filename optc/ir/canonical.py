@@ -15,6 +15,7 @@ from onnxscript import version_converter
 
 from optc.core.errors import UnsupportedError
 from optc.ir.flash_attention import DOMAIN
+from optc.ir.shapes import infer_shapes
 
 __all__ = ["OPSET", "canonicalize"]
 
@@ -33,7 +34,7 @@ def canonicalize(model: ir.Model) -> None:
     common.ClearMetadataAndDocStringPass()(model)
     common.IdentityEliminationPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
-    common.ShapeInferencePass()(model)
+    infer_shapes(model)
     repair_rotary_batch(model)
     common.RemoveUnusedNodesPass()(model)
     common.NameFixPass()(model)

@@ -206,7 +206,7 @@ def decoder(positions: str, seq: int = 0) -> str:
     return f"""<ir_version: 10, opset_import: ["": 23]>
 agraph (int64[batch,{count}] input_ids, float[16,16] table, float[64,16] places, float[4] speeds,
         float[16,16] wq, float[16,16] wk, float[16,16] wv, float[16,16] head)
-    => (float[batch,{count},16] logits) <int64[1,{count}] places_1s, int64[{count}] range> {{
+    => (float[batch,{count},16] logits) {{
     zero = Constant<value_int = 0>()
     one = Constant<value_int = 1>()
     count_1d = Shape<start = 1, end = 2>(input_ids)
