@@ -20,9 +20,9 @@ from typing import ClassVar
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from optc.core.base import Pass, PassResult, Refusal
+from optc.core.base import Pass, PassResult, Refusal, option
 from optc.core.context import Context
-from optc.core.errors import PassContractError
+from optc.core.errors import PassContractError, UnsupportedError
 from optc.ir.flash_attention import AttentionSpec, add_flash_attention, flash_attention_nodes
 from optc.ir.masks import MaskMeaning, read_mask
 from optc.ir.probe import Probe
@@ -51,6 +51,8 @@ class Flash(Pass):
     name: ClassVar[str] = "flash"
     after: ClassVar[tuple[str, ...]] = ("prune",)
 
+    partial: bool = option(False, "accept that some attention is fused and some is not")
+
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         """Rewrite every attention site that is understood."""
         fusion = _Fusion(model)
@@ -68,17 +70,30 @@ class Flash(Pass):
                 refusals.append(match)
         common.RemoveUnusedNodesPass()(model)
         sites = fusion.sites
-        notes = [f"{count} x {op} made of their parts" for op, count in standard.items()]
+        counts = {op: len(names) for op, names in standard.items()}
+        notes = [f"{count} x {op} made of their parts" for op, count in counts.items()]
         if not sites and not refusals:
             notes.append("the graph has no attention")
-        details = {"kinds": fusion.kinds, "standard_ops": standard}
-        return PassResult(tuple(sites), tuple(refusals), tuple(notes), details)
+        if sites and refusals and not self.partial:
+            raise _some_only(len(sites), refusals)
+        details = {"kinds": fusion.kinds, "standard_ops": counts}
+        beside = tuple(name for names in standard.values() for name in names)
+        return PassResult(tuple(sites), tuple(refusals), tuple(notes), details, beside)
 
     def ensures(self, model: ir.Model, result: PassResult) -> None:
         """Every reported site is a canonical node now."""
         names = {node.outputs[0].name for node in flash_attention_nodes(model)}
         if missing := set(result.sites) - names:
             raise PassContractError(f"reported but not there: {sorted(missing)}", where=self.name)
+
+
+def _some_only(fused: int, refusals: list[Refusal]) -> UnsupportedError:
+    reasons = "; ".join(f"{r.site}: {r.reason}" for r in refusals[:3])
+    return UnsupportedError(
+        f"{fused} of {fused + len(refusals)} attention sites were fused, not {reasons}",
+        where="pass 'flash'",
+        remedy="'optc inspect --explain-attention' shows them, flash:partial=true accepts them",
+    )
 
 
 class _Fusion:

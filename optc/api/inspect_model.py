@@ -14,6 +14,7 @@ from optc.api.registries import passes
 from optc.core.base import Refusal
 from optc.core.context import Context, Progress, no_progress
 from optc.core.errors import OptcError
+from optc.core.grammar import parse_pass
 from optc.core.session import Port
 from optc.ir.canonical import canonicalize
 from optc.ir.flash_attention import DOMAIN, read_spec
@@ -172,7 +173,8 @@ def _explained(model: ir.Model, progress: Progress) -> Iterator[AttentionSite]:
     canonicalize(model)
     before = {site.name: site for site in _sites(model)}
     try:
-        result = passes().load("flash")().run(model, Context(progress=progress))
+        flash = parse_pass("flash:partial=true", passes())
+        result = flash.run(model, Context(progress=progress))
     except OptcError as error:
         for site in before.values():
             yield dataclasses.replace(site, detail=str(error), fuses=False)

@@ -43,6 +43,8 @@ class PassResult:
 
     Attributes:
         sites: Names of the places it rewrote, in graph order.
+        beside: Names of places rewritten beside them, which do not count as its sites: `flash`
+            counts attention, and fuses norms on the way.
         refusals: Places it looked at and left alone, with reasons.
         notes: Sentences worth printing.
         details: Anything else for the report; JSON types only.
@@ -52,6 +54,12 @@ class PassResult:
     refusals: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Everything that was rewritten: what bisection looks through."""
+        return (*self.beside, *self.sites)
 
     @property
     def rewrites(self) -> int:

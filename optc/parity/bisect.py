@@ -144,7 +144,7 @@ class _Search:
 
     def _apply(self, p: Pass, model: ir.Model, ctx: Context) -> tuple[str, ...]:
         (step,) = Pipeline((p,), allow_noop=True).run(model, ctx)
-        return step.result.sites
+        return step.result.places
 
     def _narrow(
         self,

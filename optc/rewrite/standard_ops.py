@@ -16,7 +16,7 @@ __all__ = ["fuse_standard_ops"]
 
 def fuse_standard_ops(
     model: ir.Model, probe: Probe, wants: Callable[[str], bool]
-) -> dict[str, int]:
+) -> dict[str, list[str]]:
     """Fuse in place; dead parts are removed.
 
     Args:
@@ -25,21 +25,21 @@ def fuse_standard_ops(
         wants: Whether a place, by the name of the value it replaces, may be touched.
 
     Returns:
-        How many places became each op.
+        Names of the places that became each op; ops without any are left out.
     """
     fixed = fixed_values(model)
     rotary = RotaryFusion(model)
-    counts = {"RotaryEmbedding": 0, "RMSNormalization": 0}
+    places: dict[str, list[str]] = {"RotaryEmbedding": [], "RMSNormalization": []}
     for node in list(model.graph):
         norm = match_rms_norm(node)
-        if norm is not None and wants(str(norm.output.name)):
+        if norm is not None and wants(name := str(norm.output.name)):
             fuse_rms_norm(model, norm)
-            counts["RMSNormalization"] += 1
+            places["RMSNormalization"].append(name)
         rotation = match_rotary(probe, fixed, node)
-        if rotation is not None and wants(str(rotation.output.name)):
+        if rotation is not None and wants(name := str(rotation.output.name)):
             rotary.fuse(rotation)
-            counts["RotaryEmbedding"] += 1
-    if any(counts.values()):
+            places["RotaryEmbedding"].append(name)
+    if any(places.values()):
         common.RemoveUnusedNodesPass()(model)
         common.CommonSubexpressionEliminationPass()(model)
-    return {op: count for op, count in counts.items() if count}
+    return {op: names for op, names in places.items() if names}

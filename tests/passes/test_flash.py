@@ -9,6 +9,7 @@ from attention_graphs import APPLY, KEYS, MASKS, SCALES, Spelling
 
 from optc.core.base import PassResult
 from optc.core.context import Context
+from optc.core.errors import UnsupportedError
 from optc.ir.flash_attention import AttentionSpec, flash_attention_nodes, read_spec
 from optc.passes.flash import Flash
 
@@ -214,3 +215,24 @@ def test_refuses_an_export_that_has_a_cache_already(graph):
 
 def test_masks_cover_every_family_that_is_named():
     assert {s.mask for s in CAUSAL_SPELLINGS + OTHER_SPELLINGS} == set(MASKS)
+
+
+TWO_SITES = """<ir_version: 10, opset_import: ["": 23]>
+agraph (float[b,2,s,8] q, float[b,2,s,8] k, float[b,2,s,8] v, float[b,s,8] flat)
+    => (float[b,2,s,8] y, float[b,s,8] z) {
+    y = Attention<is_causal = 1>(q, k, v)
+    z = Attention<q_num_heads = 2, kv_num_heads = 2>(flat, flat, flat)
+}"""
+
+
+def test_fusing_only_some_is_an_error_that_says_which(graph):
+    with pytest.raises(
+        UnsupportedError, match=r"1 of 2 attention sites were fused, not z: .*rank 3"
+    ):
+        Flash().run(graph(TWO_SITES), Context())
+
+
+def test_fusing_only_some_can_be_accepted(graph):
+    result = Flash(partial=True).run(graph(TWO_SITES), Context())
+    assert result.sites == ("y",)
+    assert [r.site for r in result.refusals] == ["z"]
