@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxscript import version_converter
 
-from optc.core.errors import UnsupportedError
 from optc.ir.flash_attention import DOMAIN
+from optc.ir.opsets import convert_opset
 from optc.ir.shapes import infer_shapes
 
 __all__ = ["OPSET", "canonicalize"]
@@ -30,7 +29,8 @@ def canonicalize(model: ir.Model) -> None:
     """
     if not any(domain == DOMAIN for domain, _, _ in model.functions):
         common.InlinePass()(model)
-    _convert(model)
+    convert_opset(model, OPSET)
+    model.ir_version = max(model.ir_version or 0, 11)
     common.ClearMetadataAndDocStringPass()(model)
     common.IdentityEliminationPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
@@ -39,24 +39,6 @@ def canonicalize(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)
     common.NameFixPass()(model)
     common.ShapeInferencePass()(model)
-
-
-def _convert(model: ir.Model) -> None:
-    opset = model.opset_imports.get("", 0)
-    if opset > OPSET:
-        raise UnsupportedError(
-            f"the model uses opset {opset}, newer than {OPSET}",
-            remedy=f"export it with opset_version={OPSET} or lower",
-        )
-    if opset < OPSET:
-        try:
-            version_converter.convert_version(model, OPSET)
-        except Exception as error:
-            problem = f"opset {opset} cannot be converted to {OPSET}: {error}"
-            raise UnsupportedError(problem, remedy="export it with opset 17 or newer") from error
-    if model.opset_imports.get("") != OPSET:
-        raise UnsupportedError(f"opset {opset} cannot be converted to {OPSET}")
-    model.ir_version = max(model.ir_version or 0, 11)
 
 
 def repair_rotary_batch(model: ir.Model) -> int:
