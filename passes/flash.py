@@ -41,7 +41,7 @@ from optc.rewrite.standard_ops import fuse_standard_ops
 
 __all__ = ["Flash"]
 
-_PROBE_SIZES = (2, 5, 7, 11, 13, 17)
+_PROBE_SIZES = (2, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +102,13 @@ class _Fusion:
     def __init__(self, model: ir.Model):
         self.model = model
         symbols = {s for v in model.graph.inputs if v.shape for s in v.shape.free_symbols()}
-        sizes = dict(zip(sorted(symbols), _PROBE_SIZES, strict=False))
-        self.probe = Probe(model, sizes)
+        fixed = {d for n in model.graph for v in n.outputs if v.shape for d in v.shape}
+        free = [size for size in _PROBE_SIZES if size not in fixed]  # no size is like another
+        self.probe = Probe(model, dict(zip(sorted(symbols), free, strict=False)))
         self.sites: list[str] = []
+        self._joined: dict[tuple[object, ...], tuple[ir.Value | None, str]] = {}
         self.kinds: dict[str, int] = {}
-        self._meanings: dict[tuple[ir.Value, int | str | None, int | str | None], MaskMeaning] = {}
+        self._meanings: dict[tuple[MaskTerm, int | str | None, int | str | None], MaskMeaning] = {}
 
     def rewrite(self, match: AttentionMatch) -> Refusal | None:
         """Replace one site, or say why not."""
@@ -119,6 +121,11 @@ class _Fusion:
         if operands is None:
             return Refusal(name, "the layout of its keys and values is not understood")
         key, value = operands
+        if not _same_batch(query.value, key.value, value.value):
+            return Refusal(name, "queries, keys and values are not known to have the same batch")
+        scale = match.scale * query.factor * key.factor
+        if not scale > 0:
+            return Refusal(name, f"its scores are multiplied by {scale:g}, which kernels do not do")
         counts = _count(query.value), _count(key.value)
         if match.causal and (counts[0] is None or counts[0] != counts[1]):
             return Refusal(name, "it is causal, and queries and keys may differ in number")
@@ -127,9 +134,12 @@ class _Fusion:
             return Refusal(name, "it has two different windows")
         at = match.output.producer()
         assert at is not None
-        mask, kind = join_masks(self.model, at, left, query.value, key.value)
+        same = (*left, *counts, query.value.dtype)  # layers share what their masks become
+        if None in same or same not in self._joined:
+            self._joined[same] = join_masks(self.model, at, left, query.value, key.value)
+        mask, kind = self._joined[same]
         spec = AttentionSpec(
-            scale=match.scale * query.factor * key.factor,
+            scale=scale,
             causal=causal,
             window=window or 0,
             softcap=match.softcap,
@@ -180,7 +190,7 @@ class _Fusion:
     ) -> tuple[bool, int | None, list[MaskTerm]]:
         causal, window, left = match.causal, 0, []
         for term in match.masks:
-            meaning = MaskMeaning(residual=True) if term.negated else self._meaning(term, counts)
+            meaning = self._meaning(term, counts)
             if meaning.residual:
                 left.append(term)
             causal = causal or meaning.causal
@@ -192,9 +202,10 @@ class _Fusion:
     def _meaning(
         self, term: MaskTerm, counts: tuple[int | str | None, int | str | None]
     ) -> MaskMeaning:
-        key = (term.value, *counts)
+        key = (term, *counts)
         if key not in self._meanings:
-            self._meanings[key] = read_mask(self.model, term.value, *counts)
+            found = read_mask(self.model, term.value, *counts, negated=term.negated)
+            self._meanings[key] = found
         return self._meanings[key]
 
     def _replace(
@@ -229,8 +240,17 @@ class _Fusion:
         self.model.graph.insert_after(node, [rest, last, shape, flat])
         ir.convenience.replace_all_uses_with(output, flat.outputs[0], replace_graph_outputs=True)
         for user in [use.node for use in flat.outputs[0].uses()]:
-            if user.op_type == "Reshape" and is_same(self.probe, made, user.outputs[0]):
-                ir.convenience.replace_all_uses_with(user.outputs[0], made)
+            back = user.outputs[0]
+            if user.op_type != "Reshape" or back.is_graph_output():
+                continue
+            if is_same(self.probe, made, back):
+                ir.convenience.replace_all_uses_with(back, made)
+
+
+def _same_batch(*values: ir.Value) -> bool:
+    dims = [v.shape[0] if v.shape is not None else None for v in values]
+    named = [d.value if isinstance(d, ir.SymbolicDim) else d for d in dims]
+    return named[0] is not None and all(d == named[0] for d in named)
 
 
 def _count(value: ir.Value) -> int | str | None:

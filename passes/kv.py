@@ -27,6 +27,7 @@ from optc.ir.flash_attention import (
     remove_unused_overloads,
 )
 from optc.ir.interface import LENGTHS, LOGITS, TOKENS, past_name, present_name
+from optc.ir.mixing import mixing_nodes
 from optc.ir.positions import (
     PositionSource,
     find_position_source,
@@ -84,6 +85,12 @@ class KV(Pass):
         refusals = _refusals(nodes, sequence)
         sources, problems = _position_sources(model, batch, sequence)
         refusals += [Refusal("positions", problem) for problem in problems]
+        refusals += [
+            Refusal(
+                str(n.outputs[0].name), f"this {n.op_type} combines tokens, which a cache hides"
+            )
+            for n in mixing_nodes(model, sequence)
+        ]
         if refusals:
             return PassResult(refusals=tuple(refusals))
         return self._rewrite(model, nodes, sources)

@@ -79,11 +79,14 @@ def position_uses(model: ir.Model, batch: str, sequence: str) -> list[PositionUs
     found: list[PositionUse | str] = []
     for value in _met_by_data(model):
         try:
-            shapes = [probe.run(value).shape for probe in probes]
+            contents = [probe.run(value) for probe in probes]
         except ProbeFailure as failure:
             found.append(f"'{value.name}' may depend on positions and cannot be read: {failure}")
             continue
+        shapes = [content.shape for content in contents]
         axes = [i for i, (a, b) in enumerate(zip(*shapes, strict=False)) if a != b]
+        if not axes and not np.array_equal(contents[0], contents[1]):
+            found.append(f"'{value.name}' depends on the number of tokens, which a cache hides")
         if len(axes) > 1:
             found.append(f"'{value.name}' runs over the sequence twice, like a mask")
         elif axes:

@@ -24,12 +24,23 @@ from optc.rewrite.movement import unscaled
 __all__ = ["AttentionMatch", "MaskTerm", "match_attention"]
 
 
+_DEEPEST = 12
+
+
 @dataclasses.dataclass(frozen=True)
 class MaskTerm:
-    """One mask: True (or 0) is visible; `negated` if True is hidden."""
+    """One mask.
+
+    Attributes:
+        value: Boolean, True is visible; or additive.
+        negated: Whether True is hidden.
+        finite: Whether hidden scores become a large negative number rather than minus infinity,
+            so that a row that sees nothing averages all values instead of giving zeros or NaN.
+    """
 
     value: ir.Value
     negated: bool = False
+    finite: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +141,8 @@ def _decomposed(softmax: ir.Node) -> AttentionMatch | None:
     if not _is_over_last_axis(softmax):
         raise _No("the Softmax is not over the keys")
     scale, softcap, masks = _read_scores(softmax.inputs[0], scores.outputs[0])
+    if _is_guarded(softmax):
+        masks = tuple(dataclasses.replace(mask, finite=False) for mask in masks)
     query, key = scores.inputs[0], scores.inputs[1]
     if query is None or key is None:
         return None
@@ -174,6 +187,11 @@ def _product_with_values(softmax: ir.Node) -> ir.Node | None:
     return None
 
 
+def _is_guarded(softmax: ir.Node) -> bool:
+    """Whether rows that see nothing give zeros."""
+    return any(use.node.op_type == "IsNaN" for use in softmax.outputs[0].uses())
+
+
 def _is_nan_guard(where: ir.Node, value: ir.Value) -> bool:
     condition, fill, kept = where.inputs
     test = condition.producer() if condition is not None else None
@@ -181,20 +199,20 @@ def _is_nan_guard(where: ir.Node, value: ir.Value) -> bool:
     return is_test and scalar(fill) == 0.0 and kept is value
 
 
-def _score_product(value: ir.Value | None) -> ir.Node | None:
-    """The MatMul of two computed operands that scores come from."""
-    for _ in range(12):
+def _score_product(value: ir.Value | None, depth: int = _DEEPEST) -> ir.Node | None:
+    """The MatMul of two computed operands that scores come from, a few steps upstream."""
+    for left in range(depth, 0, -1):
         node = value.producer() if value is not None else None
         if node is None:
             return None
         if node.op_type == "MatMul":
             computed = all(i is not None and i.producer() is not None for i in node.inputs)
             return node if computed else None
-        value = _towards_product(node)
+        value = _towards_product(node, left - 1)
     return None
 
 
-def _towards_product(node: ir.Node) -> ir.Value | None:
+def _towards_product(node: ir.Node, depth: int) -> ir.Value | None:
     """The operand of an element-wise node that scores flow through."""
     if node.op_type in {"Tanh", "Cast", "Identity", "Reshape"}:
         return node.inputs[0]
@@ -207,12 +225,12 @@ def _towards_product(node: ir.Node) -> ir.Value | None:
             return left
         if scalar(left) is not None:
             return right
-        return left if _leads_to_product(left) else right
+        return left if _leads_to_product(left, depth) else right
     return None
 
 
-def _leads_to_product(value: ir.Value) -> bool:
-    return _score_product(value) is not None
+def _leads_to_product(value: ir.Value, depth: int = _DEEPEST) -> bool:
+    return _score_product(value, depth) is not None
 
 
 def _is_hidden_fill(value: ir.Value | None) -> bool:
@@ -221,6 +239,11 @@ def _is_hidden_fill(value: ir.Value | None) -> bool:
         return False
     part = visible_part(np.atleast_1d(array))
     return part is not None and not part.any()
+
+
+def _is_finite(value: ir.Value | None) -> bool:
+    array = constant(value)
+    return array is not None and bool(np.isfinite(array).all())
 
 
 def _read_scores(
@@ -232,7 +255,7 @@ def _read_scores(
         node = value.producer()
         if node is None or not _is_only_used_by_scores(value):
             raise _No("the attention scores are used elsewhere too")
-        if node.op_type == "Reshape":
+        if node.op_type in {"Reshape", "Cast", "Identity"}:
             value = node.inputs[0]
             continue
         term, below = _mask_term(node)
@@ -257,16 +280,16 @@ def _mask_term(node: ir.Node) -> tuple[MaskTerm | None, ir.Value | None]:
     if node.op_type == "Where":
         condition, kept, other = node.inputs
         if condition is not None and _is_hidden_fill(other):
-            return MaskTerm(condition), kept
+            return MaskTerm(condition, finite=_is_finite(other)), kept
         if condition is not None and _is_hidden_fill(kept):
-            return MaskTerm(condition, negated=True), other
+            return MaskTerm(condition, negated=True, finite=_is_finite(kept)), other
         return None, None
     if node.op_type == "Add":
         left, right = node.inputs
         if left is not None and right is not None and scalar(left) is None:
             if _leads_to_product(left):
-                return MaskTerm(right), left
-            return MaskTerm(left), right
+                return MaskTerm(right, finite=True), left
+            return MaskTerm(left, finite=True), right
     return None, None
 
 
@@ -277,4 +300,4 @@ def _softcap(value: ir.Value) -> tuple[float, float, ir.Value]:
     if node is None or node.op_type != "Tanh" or node.inputs[0] is None:
         return 0.0, factor, inner
     below, slope = unscaled(node.inputs[0])
-    return factor, factor * slope, below
+    return abs(factor), factor * slope, below

@@ -30,19 +30,23 @@ def join_masks(
         return None, ""
     builder = _Builder(model, before)
     boolean = ir.DataType.BOOL
-    values = [builder.add("Not", [t.value], boolean) if t.negated else t.value for t in terms]
-    values = [builder.unflatten(v, query) for v in values]
+    values = [builder.readable(term, query) for term in terms]
     booleans = [v for v in values if v.dtype == boolean]
     biases = [v for v in values if v.dtype != boolean]
     mask = booleans[0] if booleans else biases[0]
     for other in booleans[1:]:
         mask = builder.add("And", [mask, other], boolean)
     if booleans and biases:
-        hidden = builder.constant(-math.inf, biases[0])
-        mask = builder.add("Where", [mask, biases[0], hidden], biases[0].dtype)
+        hidden = builder.constant(-math.inf, query)
+        mask = builder.add("Where", [mask, biases[0], hidden], query.dtype)
     for other in biases[1:]:
-        mask = builder.add("Add", [mask, other], other.dtype)
+        mask = builder.add("Add", [mask, other], query.dtype)
     return builder.full(mask, query, key), "bias" if biases else "bool"
+
+
+def _low(query: ir.Value) -> float:
+    """A score that hides, which is neither minus infinity nor the lowest of its type."""
+    return -3e4 if query.dtype == ir.DataType.FLOAT16 else -1e30
 
 
 class _Builder:
@@ -58,6 +62,27 @@ class _Builder:
         if dtype is not None:
             node.outputs[0].dtype = dtype
         return node.outputs[0]
+
+    def readable(self, term: MaskTerm, query: ir.Value) -> ir.Value:
+        """One mask of rank 4, boolean or additive in the query's type.
+
+        A finite fill stays finite: kernels give zeros to rows whose mask is minus infinity, or
+        the lowest number, throughout, where the original averages all values.
+        """
+        value = term.value
+        if term.negated:
+            value = self.add("Not", [value], ir.DataType.BOOL)
+        value = self.unflatten(value, query)
+        if value.dtype == ir.DataType.BOOL:
+            if not term.finite:
+                return value
+            parts = [value, self.constant(0.0, query), self.constant(_low(query), query)]
+            return self.add("Where", parts, query.dtype)
+        if value.dtype != query.dtype and query.dtype is not None:
+            value = self.add("Cast", [value], query.dtype, to=int(query.dtype))
+        if not term.finite:
+            return value
+        return self.add("Max", [value, self.constant(_low(query), query)], query.dtype)
 
     def constant(self, number: float, like: ir.Value) -> ir.Value:
         dtype = like.dtype or ir.DataType.FLOAT

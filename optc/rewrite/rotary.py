@@ -137,7 +137,7 @@ class RotaryFusion:
 
     def __init__(self, model: ir.Model):
         self.model = model
-        self._tables: dict[tuple[ir.Value, bool], ir.Value] = {}
+        self._tables: dict[tuple[ir.Value, bool, str], ir.Value] = {}
 
     def fuse(self, found: Rotary) -> None:
         """Put the standard op in the place of one rotation."""
@@ -155,7 +155,8 @@ class RotaryFusion:
 
     def _cut(self, table: ir.Value, found: Rotary, before: ir.Node) -> ir.Value:
         """[1|B,1,T,D] to [B,T,D/2]."""
-        key = (table, found.interleaved)
+        batch = str(found.x.shape[0]) if found.x.shape is not None else str(found.x.name)
+        key = (table, found.interleaved, batch)
         if key not in self._tables:
             self._tables[key] = self._insert(table, found, before)
         return self._tables[key]

@@ -1,0 +1,114 @@
+"""Does anything but attention look at other tokens?
+
+With a cache, a call sees the new tokens only. Attention gets the old ones back from the cache; any
+other operation over the sequence would see a part of it and compute something else.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from optc.ir.constants import constant
+from optc.ir.flash_attention import DOMAIN
+from optc.ir.probe import fixed_values
+
+__all__ = ["mixing_nodes"]
+
+_NEIGHBOURS = {"Conv", "ConvTranspose", "RNN", "LSTM", "GRU", "Scan", "Loop", "If", "Einsum"}
+_NEIGHBOURS |= {
+    "AveragePool",
+    "MaxPool",
+    "LpPool",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "Attention",
+}
+_ALONG_AXIS = {"CumSum", "Softmax", "LogSoftmax", "ArgMax", "ArgMin", "TopK", "Concat"}
+_LENGTHENING = {"Tile", "Resize", "ReverseSequence"}
+
+
+def mixing_nodes(model: ir.Model, sequence: str) -> list[ir.Node]:
+    """Nodes outside attention that combine data of several tokens.
+
+    Args:
+        model: The model.
+        sequence: Symbol of the number of tokens.
+    """
+    fixed = fixed_values(model)
+    found = []
+    for node in model.graph:
+        data = [v for v in node.inputs if v is not None and v not in fixed]
+        over = [v for v in data if _axes(v, sequence)]
+        if over and node.domain != DOMAIN and _mixes(node, over, sequence):
+            found.append(node)
+    return found
+
+
+def _axes(value: ir.Value, sequence: str) -> list[int]:
+    """Axes of a value that run over the sequence, alone or flattened with others."""
+    if value.shape is None:
+        return []
+    symbols = [d.free_symbols() if isinstance(d, ir.SymbolicDim) else set() for d in value.shape]
+    return [axis for axis, names in enumerate(symbols) if sequence in names]
+
+
+def _mixes(node: ir.Node, over: list[ir.Value], sequence: str) -> bool:
+    op, value = node.op_type, over[0]
+    if value.shape is None:
+        return False
+    axes, rank = _axes(value, sequence), len(value.shape)
+    if op in _NEIGHBOURS:
+        return True
+    if op in {"MatMul", "Gemm"}:
+        return _contracts(node, sequence)
+    if op.startswith("Reduce"):
+        reduced = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        return reduced is None or any(int(a) % rank in axes for a in reduced.reshape(-1))
+    if op in _ALONG_AXIS:
+        return _axis(node, rank) in axes
+    if op == "Pad":
+        return _pads(node, axes, rank)
+    if op in _LENGTHENING:
+        return not set(map(str, node.outputs[0].shape or ())) >= {str(value.shape[a]) for a in axes}
+    return op == "Slice" and _is_shift(node, sequence)
+
+
+def _axis(node: ir.Node, rank: int) -> int:
+    if node.op_type == "CumSum":
+        axis = constant(node.inputs[1])
+        return int(axis.reshape(())) % rank if axis is not None else -1
+    default = {"ArgMax": 0, "ArgMin": 0}.get(node.op_type, -1)
+    return int(node.attributes.get_int("axis", default)) % rank
+
+
+def _pads(node: ir.Node, axes: list[int], rank: int) -> bool:
+    """Whether tokens are added at either end, or dropped by a negative amount."""
+    amounts = constant(node.inputs[1])
+    if amounts is None or len(node.inputs) > 3 or amounts.size != 2 * rank:
+        return True
+    ends = amounts.reshape(2, rank)
+    return any(ends[0, axis] or ends[1, axis] for axis in axes)
+
+
+def _contracts(node: ir.Node, sequence: str) -> bool:
+    """Whether the inner dimension of a product is the sequence."""
+    left, right = node.inputs[0], node.inputs[1]
+    if left is None or right is None:
+        return False
+    rank = len(left.shape or ())
+    inner = 0 if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) == 1 else rank - 1
+    if inner in _axes(left, sequence):
+        return True
+    outer = len(right.shape or ()) - 2
+    return node.op_type == "MatMul" and outer in _axes(right, sequence)
+
+
+def _is_shift(node: ir.Node, sequence: str) -> bool:
+    """A slice that drops some tokens and keeps more than one."""
+    value, made = node.inputs[0], node.outputs[0]
+    if value is None or value.shape is None or made.shape is None:
+        return False
+    if len(made.shape) != len(value.shape):
+        return True
+    changed = [a for a in _axes(value, sequence) if value.shape[a] != made.shape[a]]
+    return any(made.shape[a] != 1 for a in changed)

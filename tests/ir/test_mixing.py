@@ -1,0 +1,46 @@
+"""Operations that combine tokens outside attention are found, the others are not."""
+
+from __future__ import annotations
+
+import pytest
+
+from optc.ir.mixing import mixing_nodes
+
+MIXING = {
+    "CumSum": "axis = Constant<value_int = 1>()\ny = CumSum(x, axis)",
+    "ReduceMean": "axes = Constant<value_ints = [1]>()\ny = ReduceMean(x, axes)",
+    "Softmax": "y = Softmax<axis = 1>(x)",
+    "Pad": "pads = Constant<value_ints = [0, 1, 0, 0, -1, 0]>()\ny = Pad(x, pads)",
+    "MatMul": "t = Transpose<perm = [0, 2, 1]>(x)\ny = MatMul(t, x)",
+    "Concat": "y = Concat<axis = 1>(x, x)",
+    "Slice": """
+        a = Constant<value_ints = [1]>()
+        b = Constant<value_ints = [9223372036854775807]>()
+        y = Slice(x, a, b, a)
+    """,
+}
+APART = {
+    "elementwise": "y = Tanh(x)",
+    "linear": "w = Constant<value_floats = [1.0, 2.0]>()\ny = MatMul(x, w)",
+    "softmax over channels": "y = Softmax<axis = -1>(x)",
+    "norm": "axes = Constant<value_ints = [-1]>()\ny = ReduceMean(x, axes)",
+    "channels": "y = Concat<axis = -1>(x, x)",
+    "pad of channels": "pads = Constant<value_ints = [0, 0, 1, 0, 0, 0]>()\ny = Pad(x, pads)",
+}
+
+
+def model(graph, body: str):
+    return graph(f"""<ir_version: 10, opset_import: ["": 18]>
+    agraph (float[b,s,2] x) => (float[d0,d1,d2] y) {{
+        {body}
+    }}""")
+
+
+@pytest.mark.parametrize("op", MIXING)
+def test_found(op, graph):
+    assert [n.op_type for n in mixing_nodes(model(graph, MIXING[op]), "s")] == [op]
+
+
+@pytest.mark.parametrize("body", APART.values(), ids=APART)
+def test_left_alone(body, graph):
+    assert mixing_nodes(model(graph, body), "s") == []
