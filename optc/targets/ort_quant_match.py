@@ -11,6 +11,8 @@ from optc.rewrite.quant_weights import sizes
 
 __all__ = ["Rounded", "Weight", "read_weight", "readers", "rounded_input"]
 
+_BYTES = {ir.DataType.INT8, ir.DataType.UINT8}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weight:
@@ -55,7 +57,7 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rounded:
-    """An activation on an 8-bit grid, per tensor.
+    """An activation on an 8-bit grid, per tensor, and back with the same scale and zero point.
 
     Attributes:
         source: The activation before rounding, float.
@@ -132,18 +134,33 @@ def _is_product(node: ir.Node, slot: int, axis: int) -> bool:
 
 
 def rounded_input(node: ir.Node) -> Rounded | None:
-    """The first input of `node`, if it is an activation rounded to int8."""
-    up = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-    if up is None or up.op_type != "DequantizeLinear" or len(up.inputs) != 3:
+    """The first input of `node`, if it is an activation on one grid of int8 or uint8."""
+    up = _maker(node.inputs[0] if node.inputs else None, "DequantizeLinear")
+    down = None if up is None else _maker(up.inputs[0], "QuantizeLinear")
+    if up is None or down is None or not len(up.inputs) == len(down.inputs) == 3:
         return None
     integers, scale, zero = up.inputs
-    if integers is None or scale is None or zero is None:
+    source = down.inputs[0]
+    if source is None or integers is None or scale is None or zero is None:
         return None
-    down = integers.producer()
-    if down is None or down.op_type != "QuantizeLinear" or down.inputs[0] is None:
+    if not all(_is_same_number(*pair) for pair in zip(up.inputs[1:], down.inputs[1:], strict=True)):
         return None
-    is_per_tensor = scale.const_value is not None and scale.const_value.size == 1
-    return Rounded(down.inputs[0], integers, scale, zero) if is_per_tensor else None
+    return Rounded(source, integers, scale, zero) if _tensor(zero).dtype in _BYTES else None
+
+
+def _maker(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """What makes `value`, if it is an `op_type` of the standard."""
+    node = None if value is None else value.producer()
+    return node if node is not None and (node.domain, node.op_type) == ("", op_type) else None
+
+
+def _is_same_number(left: ir.Value | None, right: ir.Value | None) -> bool:
+    """Whether both are the same constant number, in the same type."""
+    first = None if left is None else left.const_value
+    second = None if right is None else right.const_value
+    if first is None or second is None or not first.size == second.size == 1:
+        return False
+    return first.dtype == second.dtype and bool(first.numpy().item() == second.numpy().item())
 
 
 def _int(node: ir.Node, name: str, default: int) -> int:

@@ -257,3 +257,58 @@ def test_q_dq_of_another_kind_stays_and_runs(case, rng, run):
     low = lowered(model, 0)
     x = {"x": random(rng, 4, 8)}
     assert run(low, x)["y"].shape == exact(model, x)["y"].shape
+
+
+ROUNDING = """main (
+    float[n, 32] x, float[32, 16] w, float down, float up, {kind} zero, {kind} other
+) => (float[n, 16] y) {{
+    i = QuantizeLinear(x, down, zero)
+    a = DequantizeLinear(i, up, {back})
+    y = MatMul(a, w)
+}}"""
+
+
+def rounding(kind: str, rng: np.random.Generator, up: float, other: int, back: str) -> ir.Model:
+    """x @ w with x rounded in steps of 0.05 around 1, and read in steps of `up` around `other`."""
+    model = build(
+        ROUNDING.format(kind=kind, back=back),
+        w=random(rng, 32, 16),
+        down=np.float32(0.05),
+        up=np.float32(up),
+        zero=np.array(1, kind),
+        other=np.array(other, kind),
+    )
+    return quantised(model)
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8"])
+@pytest.mark.parametrize("back", ["zero", "other"], ids=["one zero point", "an equal one"])
+def test_an_activation_that_returns_on_its_own_grid_is_multiplied_as_integers(kind, back, rng, run):
+    model = rounding(kind, rng, 0.05, 1, back)
+    low = lowered(model, 1)
+    assert ops(low) == ["QuantizeLinear", "MatMulIntegerToFloat"]
+    x = {"x": random(rng, 5, 32)}
+    np.testing.assert_allclose(run(low, x)["y"], exact(model, x)["y"], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "up", "other"),
+    [("int8", 0.1, 1), ("int8", 0.05, 5), ("int16", 0.05, 1), ("uint16", 0.05, 1)],
+    ids=["another scale", "another zero point", "int16", "uint16"],
+)
+def test_an_activation_on_no_single_grid_of_8_bits_keeps_its_rounding(kind, up, other, rng, run):
+    model = rounding(kind, rng, up, other, "other")
+    low = lowered(model, 1)
+    assert ops(low) == ["QuantizeLinear", "DequantizeLinear", "MatMulNBits"]
+    x = {"x": random(rng, 5, 32)}
+    before = model.clone()
+    before.graph.outputs[0] = next(n for n in before.graph if n.outputs[0].name == "a").outputs[0]
+    activation = exact(before, x)["a"]
+    bound = block_bound(activation, dequantised(model, "w"), 32)
+    assert (np.abs(run(low, x)["y"] - exact(model, x)["y"]) <= bound + 1e-4).all()
+
+
+def test_rounding_by_an_operator_of_another_domain_is_not_understood(rng):
+    model = rounding("int8", rng, 0.05, 1, "other")
+    next(node for node in model.graph if node.op_type == "QuantizeLinear").domain = "com.example"
+    assert ops(lowered(model, 1))[-1] == "MatMulNBits"
