@@ -99,7 +99,7 @@ def readers(weight: Weight) -> tuple[list[ir.Node], list[ir.Node]]:
     products: list[ir.Node] = []
     lookups: list[ir.Node] = []
     for node, slot, axis in _uses(weight.output, weight.axis):
-        if _is_product(node, slot, axis):
+        if _is_product(node, slot, axis, weight.outer):
             products.append(node)
         elif node.op_type == "Gather" and slot == axis == _int(node, "axis", 0) == 0:
             lookups.append(node)
@@ -119,7 +119,8 @@ def _uses(value: ir.Value, axis: int) -> list[tuple[ir.Node, int, int]]:
     return found
 
 
-def _is_product(node: ir.Node, slot: int, axis: int) -> bool:
+def _is_product(node: ir.Node, slot: int, axis: int, channels: int) -> bool:
+    """A product plus, at most, a bias of one number for each channel; others are broadcast."""
     if slot != 1:
         return False
     if node.op_type == "MatMul":
@@ -128,7 +129,7 @@ def _is_product(node: ir.Node, slot: int, axis: int) -> bool:
         return False
     factors = [node.attributes[k].as_float() for k in ("alpha", "beta") if k in node.attributes]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    is_row = bias is None or (bias.shape is not None and len(bias.shape) == 1)
+    is_row = bias is None or (bias.shape is not None and bias.shape == (channels,))
     is_plain = is_row and all(factor == 1.0 for factor in factors)
     return is_plain and axis == (0 if _int(node, "transB", 0) else 1)
 

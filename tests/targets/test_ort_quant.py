@@ -186,6 +186,16 @@ def test_a_gemm_keeps_its_bias_in_either_layout(activations, flip, rng, run):
     assert (np.abs(run(low, x)["y"] - exact(model, x)["y"]) <= bound + 1e-4).all()
 
 
+@pytest.mark.parametrize("shape", [(1,), (1, 16)])
+def test_a_gemm_whose_bias_is_broadcast_stays_and_runs(shape, rng, run):
+    axes = ", ".join(map(str, shape))
+    text = GEMM.format(shape="32, 16", flip=0).replace("float[16] c", f"float[{axes}] c")
+    model = quantised(build(text, w=random(rng, 32, 16), c=random(rng, *shape)), "x")
+    low = lowered(model, 0)
+    x = {"x": random(rng, 5, 32)}
+    np.testing.assert_allclose(run(low, x)["y"], exact(model, x)["y"], rtol=1e-5, atol=1e-4)
+
+
 def test_a_weight_stored_by_rows_is_turned_for_the_integer_product(rng, run):
     text = """main (float[n, 32] x, float[16, 32] w) => (float[n, 16] y) {
         t = Transpose<perm = [1, 0]>(w)
