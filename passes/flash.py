@@ -26,7 +26,7 @@ from optc.core.errors import PassContractError, UnsupportedError
 from optc.ir.flash_attention import AttentionSpec, add_flash_attention, flash_attention_nodes
 from optc.ir.masks import MaskMeaning, read_mask
 from optc.ir.probe import Probe
-from optc.rewrite.attention import AttentionMatch, MaskTerm, match_attention
+from optc.rewrite.attention import AttentionMatch, match_attention
 from optc.rewrite.mask_graph import join_masks
 from optc.rewrite.movement import (
     Heads,
@@ -37,6 +37,7 @@ from optc.rewrite.movement import (
     resolve_heads,
     transposed,
 )
+from optc.rewrite.scores import MaskTerm
 from optc.rewrite.standard_ops import fuse_standard_ops
 
 __all__ = ["Flash"]

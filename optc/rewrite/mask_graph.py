@@ -6,7 +6,7 @@ import math
 
 import onnx_ir as ir
 
-from optc.rewrite.attention import MaskTerm
+from optc.rewrite.scores import MaskTerm
 
 __all__ = ["join_masks"]
 
