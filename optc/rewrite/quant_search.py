@@ -76,7 +76,9 @@ def choose_activations(
     """
     base = meter.measure(Plan(weights))
     harm: dict[str, float] = {}
-    for group in (last & set(fits), set(fits) - last):
+    # in the order of `fits`: sums of floats depend on it, and sets have none that repeats
+    groups = [name for name in fits if name in last], [name for name in fits if name not in last]
+    for group in groups:
         squares = {name: fits[name].error ** 2 for name in group}
         if group:
             drift = meter.measure(Plan(weights, {name: fits[name] for name in group}))
