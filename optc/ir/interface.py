@@ -100,7 +100,8 @@ def complete_feeds(inputs: Iterable[Port], feeds: Feeds) -> dict[str, Array]:
 
     Args:
         inputs: What the graph takes.
-        feeds: A sample, by input name; the batch is the first axis of its first array.
+        feeds: A sample, by input name; the batch is the first axis of `input_ids`, else of the
+            first array that has axes, else 1.
 
     Returns:
         The sample, with `cache_lengths` zero and empty past buffers where the graph wants them and
@@ -108,9 +109,14 @@ def complete_feeds(inputs: Iterable[Port], feeds: Feeds) -> dict[str, Array]:
     """
     given = list(inputs)
     complete = dict(feeds)
-    batch = next(iter(feeds.values())).shape[0] if feeds else 1
+    batch = _batch(feeds)
     if any(port.name == LENGTHS for port in given):
         complete.setdefault(LENGTHS, np.zeros(batch, np.int64))
     for cache in cache_ports(given):
         complete.setdefault(cache.past, cache.empty(batch))
     return complete
+
+
+def _batch(feeds: Feeds) -> int:
+    leaders = [feeds[TOKENS]] if TOKENS in feeds else []
+    return next((array.shape[0] for array in [*leaders, *feeds.values()] if array.ndim), 1)

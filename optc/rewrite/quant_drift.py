@@ -128,7 +128,8 @@ class DriftMeter:
         """Rows [R,V] of each output; of logits, evenly spaced ones that fit the memory bound."""
         kept = []
         for array in outputs:
-            rows = array.reshape(-1, array.shape[-1]).astype(np.float32, copy=False)
+            width = array.shape[-1] if array.ndim else 1
+            rows = array.reshape(-1, width).astype(np.float32, copy=False)
             most = max(1, _KEPT_BYTES // (4 * rows.shape[1] * len(self._samples)))
             chosen = np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))
             kept.append(rows[chosen] if len(chosen) < len(rows) else rows)

@@ -86,3 +86,22 @@ def test_what_a_sample_names_is_kept() -> None:
 def test_a_graph_without_a_cache_gets_nothing_extra() -> None:
     given = {"input_ids": np.ones((1, 1), np.int64)}
     assert complete_feeds([IDS], given) == given
+
+
+@pytest.mark.parametrize(
+    ("given", "batch"),
+    [
+        ({"table": np.ones((7, 4)), "input_ids": np.ones((2, 5), np.int64)}, 2),
+        ({"scale": np.float32(1.0), "input_ids": np.ones((2, 5), np.int64)}, 2),
+        ({"scale": np.array(1.0), "features": np.ones((3, 5, 8))}, 3),
+        ({"scale": np.array(1.0)}, 1),
+        ({}, 1),
+    ],
+    ids=["tokens lead", "a number before tokens", "first with axes", "only a number", "nothing"],
+)
+def test_the_batch_is_read_from_the_tokens_or_the_first_array_with_axes(
+    given: dict[str, np.ndarray], batch: int
+) -> None:
+    feeds = complete_feeds([LENGTHS, past(0, "key")], given)
+    assert feeds["cache_lengths"].shape == (batch,)
+    assert feeds["past_key_values.0.key"].shape[0] == batch

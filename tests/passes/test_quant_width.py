@@ -136,6 +136,21 @@ def test_without_logits_drift_is_the_relative_error_of_the_outputs(rng):
     assert drift == pytest.approx(math.sqrt(moved / size), rel=1e-4)
 
 
+def test_an_output_that_is_one_number_drifts_too(rng):
+    text = f"""main (float[n, {K}] x, float[{K}, {K}] w) => (float total) {{
+        h = MatMul(x, w)
+        total = ReduceSum<keepdims = 0>(h)
+    }}"""
+    model = build(text, {"w": random(rng, K, K)})
+    data = [{"x": random(rng, 9, K)}]
+    ctx = Context(evaluate=OrtEvaluator())
+    (want,) = ctx.evaluate(model.clone(), data)
+    result = quantise(model, data, scheme="w8")
+    (got,) = ctx.evaluate(model, data)
+    drift = abs(got["total"] - want["total"]) / abs(want["total"])
+    assert result.details["drift"] == pytest.approx(drift, rel=1e-2)
+
+
 def test_the_last_products_are_those_with_no_site_after_them(rng):
     text = f"""main (float[n, {K}] x, float[{K}, {K}] wa, float[{K}, {K}] wb, float[{K}, {K}] wc)
     => (float[n, {K}] y, float[n, {K}] c) {{
