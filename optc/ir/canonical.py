@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
+from onnx_ir.passes import PreconditionError
 
+from optc.core.errors import ModelFileError
 from optc.ir.flash_attention import DOMAIN
 from optc.ir.opsets import convert_opset
 from optc.ir.shapes import infer_shapes
@@ -25,10 +27,14 @@ def canonicalize(model: ir.Model) -> None:
     """Apply the steps above, in place.
 
     Raises:
+        ModelFileError: Functions call each other in a circle.
         UnsupportedError: The model's opset cannot be converted.
     """
     if not any(domain == DOMAIN for domain, _, _ in model.functions):
-        common.InlinePass()(model)
+        try:
+            common.InlinePass()(model)
+        except PreconditionError as error:
+            raise ModelFileError("functions of the model call each other in a circle") from error
     convert_opset(model, OPSET)
     model.ir_version = max(model.ir_version or 0, 11)
     common.ClearMetadataAndDocStringPass()(model)
@@ -62,7 +68,8 @@ def repair_rotary_batch(model: ir.Model) -> int:
 
 def _has_table_per_position(node: ir.Node) -> bool:
     is_rotary = node.op_type == "RotaryEmbedding" and node.domain == ""
-    return is_rotary and (len(node.inputs) < 4 or node.inputs[3] is None)
+    count = len(node.inputs)
+    return is_rotary and (count == 3 or (count == 4 and node.inputs[3] is None))
 
 
 def _same_batch(table: ir.Value, rotated: ir.Value) -> bool:

@@ -43,6 +43,8 @@ def _range_lengths(model: ir.Model, given: set[ir.Value]) -> dict[ir.Value, int 
     for node in model.graph:
         if node.op_type != "Range" or node.domain or node.outputs[0] in given:
             continue
+        if len(node.inputs) != 3:  # not ONNX, which the checker says better
+            continue
         start, limit, delta = node.inputs
         if scalar(start) != 0 or scalar(delta) != 1 or limit is None:
             continue
