@@ -63,20 +63,30 @@ def _dimension(value: ir.Value) -> int | ir.SymbolicDim | None:
             return None
         if node.op_type == "Shape":
             return _entry(node, position)
-        if node.op_type == "Gather":
-            index = scalar(node.inputs[1])
-            if index is None:
+        if node.op_type in ("Gather", "Slice"):
+            start = _start(node)
+            if start is None or position < 0:  # the end of a slice is not looked at
                 return None
-            position = int(index)
-        elif node.op_type == "Slice":
-            starts = constant(node.inputs[1])
-            if starts is None or starts.size != 1:
-                return None
-            position = int(starts.reshape(()))
+            position += start
         elif node.op_type not in _TRANSPARENT:
             return None
         value = node.inputs[0]
     return None
+
+
+def _start(node: ir.Node) -> int | None:
+    """Where in its input the first entry that a Gather or Slice of a vector takes lies."""
+    if node.op_type == "Gather":
+        index = scalar(node.inputs[1])
+        return None if index is None or node.attributes.get_int("axis", 0) != 0 else int(index)
+    starts = constant(node.inputs[1])
+    if len(node.inputs) > 4 and node.inputs[4] is not None:
+        steps = constant(node.inputs[4])
+        if steps is None or steps.size != 1 or steps.item() != 1:
+            return None
+    if starts is None or starts.size != 1 or starts.item() < 0:
+        return None
+    return int(starts.item())
 
 
 def _entry(node: ir.Node, position: int) -> int | ir.SymbolicDim | None:
