@@ -23,6 +23,7 @@ from optc.ir.interface import TOKENS
 from optc.ir.reference import Reference, Sample
 from optc.parity.feeds import sample_feeds
 from optc.parity.hook import OpenModel
+from optc.parity.metrics import valid_positions
 from optc.parity.signature import InputMaker
 from optc.parity.writer import Writer
 
@@ -104,6 +105,13 @@ def _with_texts(
     return changed
 
 
+def _judged(output: Array, inputs: Feeds) -> Array:
+    """What is compared of an output: padding may attend to nothing, and be NaN."""
+    valid = valid_positions(inputs)
+    padded = valid is not None and output.ndim > 2 and output.shape[:2] == valid.shape
+    return output[valid] if padded else output
+
+
 def _run(session: Session, samples: Sequence[Feeds], progress: Progress) -> list[Sample]:
     names = tuple(p.name for p in session.outputs if not p.name.startswith("present."))
     found: list[Sample] = []
@@ -115,7 +123,7 @@ def _run(session: Session, samples: Sequence[Feeds], progress: Progress) -> list
             refusal = error
             continue
         for name, array in outputs.items():
-            if array.dtype.kind == "f" and np.isnan(array).any():
+            if array.dtype.kind == "f" and np.isnan(_judged(array, inputs)).any():
                 problem = f"on made-up inputs the graph's output '{name}' has NaN in it"
                 raise SampleError(problem, remedy=_REMEDY)
         found.append(Sample(dict(inputs), outputs))

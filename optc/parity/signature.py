@@ -5,7 +5,8 @@
 2. An integer input whose elements become indices of a table (`Gather` along axis 0) holds random
    rows of that table, so that token ids are valid.
 3. `position_ids` counts up. Masks are ones: every bool input, every input with `mask` in its name,
-   and integers that index nothing.
+   and integers that index nothing. In every second sample, though, a mask [batch, tokens] hides the
+   ends of some rows, as right padding does; otherwise a pass that loses the mask would go unseen.
 4. Floats are normally distributed.
 """
 
@@ -108,8 +109,10 @@ class InputMaker:
             SampleError: An input's rank or type is not known.
         """
         rng = np.random.default_rng([seed, stream, index])
+        # Masks of one shape hide the same; no other value depends on whether there is a mask.
+        padding = [seed, stream, index, 1] if index % 2 else None
         sizes = self._sizes(index)
-        return {str(value.name): self._array(value, sizes, rng) for value in self._inputs}
+        return {str(v.name): self._array(v, sizes, rng, padding) for v in self._inputs}
 
     def _sizes(self, index: int) -> dict[str, int]:
         sizes: dict[str, int] = {}
@@ -125,17 +128,40 @@ class InputMaker:
             sizes[symbol] = _TOKENS[index % len(_TOKENS)] + 2 * number
         return sizes
 
-    def _array(self, value: ir.Value, sizes: dict[str, int], rng: np.random.Generator) -> Array:
+    def _array(
+        self,
+        value: ir.Value,
+        sizes: dict[str, int],
+        rng: np.random.Generator,
+        padding: list[int] | None,
+    ) -> Array:
         shape = tuple(_size(dim, axis, sizes) for axis, dim in enumerate(_shape(value)))
         name, dtype = str(value.name), _dtype(value)
         rows = self._rows.get(value.name)
         if name == "position_ids" and shape:
             return np.broadcast_to(np.arange(shape[-1]), shape).astype(dtype)
-        if _kind(value) == "b" or "mask" in name.lower():
+        if "mask" in name.lower():
+            return _mask(value, shape, padding).astype(dtype)
+        if _kind(value) == "b":
             return np.ones(shape, dtype)
         if _kind(value) in "iu":
             return np.ones(shape, dtype) if rows is None else rng.integers(0, rows, shape, dtype)
         return rng.standard_normal(shape).astype(dtype)
+
+
+def _mask(value: ir.Value, shape: tuple[int, ...], padding: list[int] | None) -> Array:
+    """Ones; zeros at the ends of rows [batch, tokens] where there is a seed for the padding.
+
+    Every row shows its first token. With several rows the first is whole, as the longest of a batch
+    is. A mask with equal axes may be [tokens, tokens], where a hidden row would see nothing.
+    """
+    mask = np.ones(shape, np.int64)
+    if padding is None or len(shape) != 2 or shape[1] < 2 or _shape(value)[0] == _shape(value)[1]:
+        return mask
+    visible = np.random.default_rng(padding).integers(1, shape[1], shape[0])
+    if shape[0] > 1:
+        visible[0] = shape[1]
+    return mask * (np.arange(shape[1]) < visible[:, None])
 
 
 def _is_cache(value: ir.Value) -> bool:

@@ -136,13 +136,53 @@ def test_every_kind_of_input_gets_what_it_stands_for() -> None:
         batch, tokens = made["input_ids"].shape
         assert made["input_ids"].max() <= 8
         assert set(np.unique(made["token_type_ids"])) <= {0, 1}
-        np.testing.assert_array_equal(made["attention_mask"], np.ones((batch, tokens)))
+        assert made["attention_mask"].shape == (batch, tokens)
         np.testing.assert_array_equal(made["position_ids"][-1], np.arange(tokens))
         assert made["extra"].shape == (batch, tokens, 4)
         assert made["extra"].dtype == np.float32
         assert made["keep"].shape == (tokens,)
         assert made["keep"].all()
         assert len(set(made["scores"].shape)) == 1
+
+
+def test_masks_hide_the_ends_of_rows_in_every_second_sample() -> None:
+    maker = InputMaker(graph(ENCODER))
+    for index in range(8):
+        mask = maker.make(index, 0, 0)["attention_mask"]
+        assert mask[:, 0].all()
+        assert (np.diff(mask, axis=1) <= 0).all()
+        assert mask[0].all()
+        hidden = (mask == 0).any(axis=1)
+        assert hidden[1:].all() if index % 2 else not hidden.any()
+
+
+def test_a_single_row_is_padded_too_and_a_square_mask_is_not() -> None:
+    text = "g (int64[1,S] attention_mask, bool[S,S] causal_mask) => (int64[1,S] y)"
+    made = InputMaker(graph(text + " { y = Neg (attention_mask) }")).make(1, 0, 0)
+    assert 0 < made["attention_mask"].sum() < made["attention_mask"].size
+    assert made["causal_mask"].all()
+
+
+MASKED = """
+masked (float[B,S,4] x, int64[B,S] attention_mask) => (float[B,S,4] y) {
+  m = Cast <to = 1> (attention_mask)
+  ones = Constant <value_ints = [-1]> ()
+  w = Unsqueeze (m, ones)
+  h = Mul (x, w)
+  axes = Constant <value_ints = [1]> ()
+  total = ReduceSum (h, axes)
+  y = Add (h, total)
+}"""
+
+
+def test_losing_the_mask_is_seen_and_other_values_at_padding_are_not() -> None:
+    model = graph(MASKED)
+    reference = make_reference(model, open_model)
+    lost = graph(MASKED.replace("h = Mul (x, w)", "h = Identity (x)"))
+    padding = graph(MASKED.replace("y = Add (h, total)", "y = Add (x, total)"))
+    assert compare(OrtModel(model), reference).max_abs == 0
+    assert compare(OrtModel(lost), reference).max_abs > 0.1
+    assert compare(OrtModel(padding), reference).max_abs == 0
 
 
 @pytest.mark.parametrize(
@@ -223,6 +263,14 @@ def test_a_graph_that_answers_nan_is_no_oracle() -> None:
     model = graph("g (float[N] x) => (float[N] y) { z = Sub (x, x)  y = Div (z, z) }")
     with pytest.raises(SampleError, match="output 'y' has NaN in it; give a reference"):
         make_reference(model, open_model)
+
+
+def test_nan_at_padding_is_no_matter() -> None:
+    nodes = "y = Div (h, w)"  # 0 / 0 where the mask is 0
+    model = graph(MASKED.replace("y = Add (h, total)", nodes))
+    reference = make_reference(model, open_model)
+    assert any(np.isnan(sample.outputs["y"]).any() for sample in reference.samples)
+    assert compare(OrtModel(model), reference).faults == ()
 
 
 def test_an_input_of_unknown_rank_is_one_sentence() -> None:
