@@ -16,6 +16,8 @@ from optc.rewrite.quant_weights import sizes
 
 __all__ = ["Choice"]
 
+_WIDTHS = {"w8a8": "W8A8", "w8": "W8 (int8 weights, float activations)", "float": "float"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -43,13 +45,12 @@ class Choice:
         return None if self.meter is None else self.meter.measure(self.plan)
 
     def notes(self, sites: Sequence[Site]) -> tuple[str, ...]:
-        """One sentence."""
+        """One sentence: how many of `sites`, at least one, have which width, and the drift."""
         widths = [self.plan.width(site) for site in sites]
-        counts = f"{widths.count('w8a8')} of {len(sites)} sites W8A8, {widths.count('w8')} W8"
-        if self.fits:
-            counts += " (activations kept float)"
-        if widths.count("float"):
-            counts += f", {widths.count('float')} float"
+        found = [(widths.count(name), words) for name, words in _WIDTHS.items() if name in widths]
+        (count, words), *others = found
+        counts = f"{count} of {len(sites)} sites {words}"
+        counts += "".join(f", {count} {words}" for count, words in others)
         if self.meter is None:
             return (f"{counts}; drift was not measured, there is no calibration data",)
         kind = "held-out calibration tokens" if self.held_out else "calibration tokens"

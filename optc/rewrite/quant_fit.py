@@ -22,11 +22,10 @@ import onnx_ir as ir
 from optc.core.context import Array
 from optc.rewrite.quant_observe import Observation, Seen
 from optc.rewrite.quant_sites import Site
-from optc.rewrite.quant_weights import read_tensor
+from optc.rewrite.quant_weights import LARGEST, read_tensor
 
 __all__ = ["Fit", "fit", "sample_columns", "weight_error"]
 
-_LARGEST = 127
 _STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 _MARGINS = (1.0, 1.15, 1.3)
 _COLUMNS = 256
@@ -57,14 +56,14 @@ class Fit:
         step 1: its values become the zero that they nearly are.
         """
         kind = np.dtype(dtype.numpy())
-        scale = np.asarray(self.largest / _LARGEST, kind)
+        scale = np.asarray(self.largest / LARGEST, kind)
         return scale if scale >= np.finfo(kind).tiny else np.ones((), kind)
 
     def rounded(self, rows: Array) -> Array:
         """What rows [R,K], factors divided out, become."""
         scale = self.scale()
         steps = np.rint(rows / scale)
-        rounded: Array = np.clip(steps, -_LARGEST - 1, _LARGEST) * scale
+        rounded: Array = np.clip(steps, -LARGEST - 1, LARGEST) * scale
         return rounded
 
 
@@ -157,7 +156,7 @@ def _sizes(rows: Array) -> Array:
 
 
 def _rounded_columns(columns: Array) -> Array:
-    scales = np.abs(columns).max(axis=0) / _LARGEST
+    scales = np.abs(columns).max(axis=0) / LARGEST
     scales[scales == 0] = 1
     rounded: Array = np.rint(columns / scales) * scales
     return rounded

@@ -121,7 +121,7 @@ def _match(node: ir.Node) -> Site | str:
     if node.op_type == "Gemm":
         if not _is_plain_gemm(node):
             return "a Gemm with scaling, or with a transposed first operand"
-        flipped = bool(_int(node, "transB", 0))
+        flipped = bool(node.attributes.get_int("transB", 0))
     weight, transposed = _constant(matrix)
     if weight is None:
         return _why_not_constant(node, activation, matrix)
@@ -130,7 +130,7 @@ def _match(node: ir.Node) -> Site | str:
 
 def _match_lookup(node: ir.Node) -> Site | str:
     table = node.inputs[0]
-    if table is None or _int(node, "axis", 0) != 0:
+    if table is None or node.attributes.get_int("axis", 0) != 0:
         return ""
     if is_quantised(table):
         return "its weight is quantised already"
@@ -173,12 +173,7 @@ def is_quantised(value: ir.Value) -> bool:
 
 def _is_plain_gemm(node: ir.Node) -> bool:
     scales = [node.attributes[k].as_float() for k in ("alpha", "beta") if k in node.attributes]
-    return all(s == 1.0 for s in scales) and not _int(node, "transA", 0)
-
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()
+    return all(s == 1.0 for s in scales) and not node.attributes.get_int("transA", 0)
 
 
 def _rank(value: ir.Value) -> int:

@@ -15,10 +15,20 @@ import onnx_ir as ir
 
 from optc.core.context import Array
 
-__all__ = ["channel_scales", "int8_tensor", "int8_values", "read_tensor", "rounding_error", "sizes"]
+__all__ = [
+    "LARGEST",
+    "channel_scales",
+    "int8_tensor",
+    "int8_values",
+    "read_tensor",
+    "rounding_error",
+    "sizes",
+]
+
+LARGEST = 127
+"""Last step of the int8 grids, of weights and of activations."""
 
 _BLOCK_BYTES = 8 << 20
-_LARGEST = 127
 
 
 def read_tensor(tensor: ir.TensorProtocol) -> Array:
@@ -76,7 +86,7 @@ def channel_scales(
     if not np.isfinite(largest).all():
         return None
     kind = np.dtype(tensor.dtype.numpy())
-    scales = (largest / _LARGEST).astype(kind)
+    scales = (largest / LARGEST).astype(kind)
     return np.where(scales < np.finfo(kind).tiny, kind.type(1), scales)
 
 
@@ -91,7 +101,7 @@ def int8_values(
         block = _scaled_block(array, part, axis, factors)
         block /= scales[part, None] if axis == 0 else scales[None, :]
         np.rint(block, out=block)
-        out[part] = np.clip(block, -_LARGEST, _LARGEST, out=block)
+        out[part] = np.clip(block, -LARGEST, LARGEST, out=block)
     return out
 
 

@@ -90,7 +90,7 @@ def read_weight(node: ir.Node) -> Weight | None:
         return None
     if (first.dtype, second.dtype) != (ir.DataType.INT8, ir.DataType.FLOAT):
         return None
-    axis = _int(node, "axis", 1) % 2
+    axis = node.attributes.get_int("axis", 1) % 2
     return Weight(node.outputs[0], integers, scale, axis)
 
 
@@ -101,7 +101,7 @@ def readers(weight: Weight) -> tuple[list[ir.Node], list[ir.Node]]:
     for node, slot, axis in _uses(weight.output, weight.axis):
         if _is_product(node, slot, axis, weight.outer):
             products.append(node)
-        elif node.op_type == "Gather" and slot == axis == _int(node, "axis", 0) == 0:
+        elif node.op_type == "Gather" and slot == axis == node.attributes.get_int("axis", 0) == 0:
             lookups.append(node)
     return products, lookups
 
@@ -125,13 +125,13 @@ def _is_product(node: ir.Node, slot: int, axis: int, channels: int) -> bool:
         return False
     if node.op_type == "MatMul":
         return axis == 1
-    if node.op_type != "Gemm" or _int(node, "transA", 0):
+    if node.op_type != "Gemm" or node.attributes.get_int("transA", 0) != 0:
         return False
     factors = [node.attributes[k].as_float() for k in ("alpha", "beta") if k in node.attributes]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     is_row = bias is None or (bias.shape is not None and bias.shape == (channels,))
     is_plain = is_row and all(factor == 1.0 for factor in factors)
-    return is_plain and axis == (0 if _int(node, "transB", 0) else 1)
+    return is_plain and axis == (0 if node.attributes.get_int("transB", 0) else 1)
 
 
 def rounded_input(node: ir.Node) -> Rounded | None:
@@ -162,8 +162,3 @@ def _is_same_number(left: ir.Value | None, right: ir.Value | None) -> bool:
     if first is None or second is None or not first.size == second.size == 1:
         return False
     return first.dtype == second.dtype and bool(first.numpy().item() == second.numpy().item())
-
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()

@@ -283,7 +283,8 @@ def test_w8_needs_neither_and_says_that_nothing_was_measured(rng):
     result = Quant(scheme="w8").run(model, Context())
     assert result.sites == ("y",)
     assert result.notes == (
-        "0 of 1 sites W8A8, 1 W8; drift was not measured, there is no calibration data",
+        "1 of 1 sites W8 (int8 weights, float activations); "
+        "drift was not measured, there is no calibration data",
     )
 
 

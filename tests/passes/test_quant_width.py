@@ -52,7 +52,8 @@ def test_a_site_with_outlier_channels_is_kept_wide_and_no_other(rng):
     result = quantise(sides(rng), batches(rng), smooth="off", max_drift=1e-3)
     assert widths(result.details) == {"a": "w8a8", "b2": "w8"}
     assert result.details["drift"] <= 1e-3
-    assert result.notes[0].startswith("1 of 2 sites W8A8, 1 W8 (activations kept float); KL")
+    counts, _ = result.notes[0].split("; ")
+    assert counts == "1 of 2 sites W8A8, 1 W8 (int8 weights, float activations)"
 
 
 def test_evening_out_the_channels_saves_it(rng):
@@ -60,6 +61,7 @@ def test_evening_out_the_channels_saves_it(rng):
     assert widths(result.details) == {"a": "w8a8", "b2": "w8a8"}
     errors = {row["site"]: row["activation_error"] for row in result.details["sites"]}
     assert errors["b2"] < 0.05
+    assert result.notes[0].startswith("2 of 2 sites W8A8; KL")
 
 
 def test_the_measured_drift_of_the_written_graph_is_the_reported_one(rng):
@@ -109,6 +111,7 @@ def test_one_weight_that_int8_ruins_stays_float_and_the_other_does_not(rng):
         feeds["x"][..., 3] = 0.0
     result = quantise(model, data, scheme="w8", max_drift=1e-3)
     assert result.sites == ("b2",)
+    assert ", 1 float; KL" in result.notes[0]
     assert "its weight is among those that hurt most" in reasons(result)["a"]
 
 
