@@ -16,7 +16,7 @@ from optc.cli.console import print_json, print_rich, reporting, size, terminal_w
     "--passes",
     metavar="PIPELINE",
     required=True,
-    help="Passes, in any order: quant,flash,kv or kv:max=4096,quant:scheme=int4. See optc passes.",
+    help="Passes, in any order: quant,flash,kv or kv:max=4096,quant:scheme=w8. See optc passes.",
 )
 @click.option("--target", default="ort", show_default=True, help="Runtime to build for.")
 @click.option(

@@ -1,4 +1,4 @@
-"""Pipeline text: `flash,kv:max=4096,quant:scheme=int4:group=32`.
+"""Pipeline text: `flash,kv:max=4096,quant:scheme=w8:max-drift=0.05`.
 
 ```
 pipeline := pass ("," pass)*
@@ -6,8 +6,8 @@ pass     := name (":" option)*
 option   := key "=" value  |  value          (a bare value sets the first option)
 ```
 
-Colons and commas need no quoting in any shell. `print_pipeline(parse(text))` is canonical: options
-in field order, defaults left out; parsing it gives the same passes.
+Colons and commas need no quoting in any shell. `print_passes(parse_passes(text))` is canonical:
+options in field order, defaults left out; parsing it gives the same passes.
 """
 
 from __future__ import annotations
