@@ -12,6 +12,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from optc.api import registries
+from optc.core.grammar import parse_passes
 from optc.ir.load import load_canonical
 from optc.ir.reference import Reference, Sample, load_reference, save_reference
 from optc.parity.oracle import make_reference
@@ -220,3 +222,11 @@ def test_calibration_inputs_are_the_files_own(
     save_reference(Reference("graph", (Sample(feeds, outputs),)), here / "calibration.npz")
     outcome = optc("build", MODEL, "--passes", "flash", "--calibration", "calibration.npz")
     assert outcome.code == 0, outcome.err
+
+
+def test_the_pipelines_that_the_help_gives_as_examples_are_valid(optc: Optc) -> None:
+    text = " ".join(optc("build", "--help").out.split())
+    examples = text.partition("in any order: ")[2].partition(". See")[0].split(" or ")
+    assert len(examples) == 2
+    for example in examples:
+        assert parse_passes(example, registries.passes())
