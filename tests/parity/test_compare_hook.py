@@ -116,14 +116,23 @@ def test_an_input_graph_that_is_not_the_references_is_refused(reference: Referen
         hook.start(plain_lm(seed=5))
 
 
-def test_an_inexact_input_graph_is_not_blamed_on_the_first_exact_pass(
+def test_a_wrong_export_is_not_hidden_by_the_loose_limits_of_a_later_pass(
     reference: Reference,
 ) -> None:
-    """Think of an export in half precision, judged by a policy that says so."""
     off_by_a_thousandth = plain_lm()
     Scale(factor=1.001).run(off_by_a_thousandth, Context())
     policy = dataclasses.replace(LOOSE, measured=Limits(rel_l2=0.01))
     hook = CompareHook(open_model, reference, policy)
+    with pytest.raises(ParityError, match=r"the input graph: .*check that the reference"):
+        hook.start(off_by_a_thousandth)
+
+
+def test_an_input_graph_let_through_is_not_blamed_on_the_first_exact_pass(
+    reference: Reference,
+) -> None:
+    off_by_a_thousandth = plain_lm()
+    Scale(factor=1.001).run(off_by_a_thousandth, Context())
+    hook = CompareHook(open_model, reference, LOOSE, force=True)
     Pipeline((Scale(),)).run(off_by_a_thousandth, Context(), [hook])
     assert hook.rows[1].change is not None
     assert hook.rows[1].violations == ()
