@@ -27,6 +27,9 @@ def bundle_path(model: Path, out: str | Path | None) -> Path:
         stem = model.resolve().parent.name if model.name == "model.onnx" else model.stem
         return Path(f"{stem or 'model'}{SUFFIX}")
     path = Path(out)
+    if not path.name:
+        problem = f"'{out}' names no bundle"
+        raise UsageError(problem, where="--output", remedy="write NAME.optc")
     if path.suffix != SUFFIX:
         raise UsageError(
             f"the name of a bundle ends in '{SUFFIX}', '{path.name}' does not",

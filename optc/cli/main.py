@@ -75,6 +75,9 @@ def _explain(error: Exception) -> int:
         traceback.print_exception(error)
     if isinstance(error, OptcError):
         return _say(str(error), error.exit_code)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     if isinstance(error, click.ClickException):
         return _say(_usage(error), error.exit_code)
     if isinstance(error, MemoryError):

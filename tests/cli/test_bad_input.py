@@ -68,6 +68,14 @@ def no_passes(here: Path) -> list[str]:
     return [MODEL, "--passes", ""]
 
 
+def nameless_output(here: Path) -> list[str]:
+    return [MODEL, "--passes", "flash", "-o", ""]
+
+
+def output_here(here: Path) -> list[str]:
+    return [MODEL, "--passes", "flash", "-o", "."]
+
+
 def unknown_target(here: Path) -> list[str]:
     return [MODEL, "--passes", "flash", "--target", "otr"]
 
@@ -174,6 +182,8 @@ BUILD = [
     (unknown_option, 2, "no option 'maxx'; did you mean 'max'?"),
     (wrong_option_type, 2, "kv:max: 'many' is not a whole number"),
     (no_passes, 2, "no pass is named"),
+    (nameless_output, 2, "names no bundle; write NAME.optc"),
+    (output_here, 2, "'.' names no bundle; write NAME.optc"),
     (unknown_target, 2, "no target 'otr'; did you mean 'ort'?"),
     (planned_target, 3, "'tensorrt'"),
     (architectures_for_cpu, 2, "--sm: the target 'ort'"),
