@@ -101,9 +101,7 @@ def _fits(part: Array, pair: tuple[int, int]) -> bool:
 
 
 def _evaluate(model: ir.Model, mask: ir.Value, counts: dict[int | str, int]) -> Array | None:
-    sizes = {symbol: 2 for value in model.graph.inputs for symbol in _symbols(value)}
-    sizes |= {symbol: count for symbol, count in counts.items() if isinstance(symbol, str)}
-    return visible_part(Probe(model, sizes).run(mask))
+    return visible_part(Probe(model, _sizes(model, counts)).run(mask))
 
 
 def _symbols(value: ir.Value) -> list[str]:
@@ -168,7 +166,7 @@ def _whole_numbers(
             return set()
         try:
             contents = [
-                Probe(model, _sizes(model, query_count, key_count, count)).run(value)
+                Probe(model, _sizes(model, {query_count: count, key_count: count})).run(value)
                 for count in _SMALL_COUNTS
             ]
         except ProbeFailure:
@@ -182,8 +180,7 @@ def _whole_numbers(
     return {int(n) for n in numbers if 2 <= n < _ENDLESS and n == int(n)}
 
 
-def _sizes(
-    model: ir.Model, query_count: int | str, key_count: int | str, count: int
-) -> dict[str, int]:
+def _sizes(model: ir.Model, counts: dict[int | str, int]) -> dict[str, int]:
+    """Sizes to evaluate at: these counts where they have a symbol, 2 for every other symbol."""
     sizes = {symbol: 2 for value in model.graph.inputs for symbol in _symbols(value)}
-    return sizes | {s: count for s in (query_count, key_count) if isinstance(s, str)}
+    return sizes | {symbol: n for symbol, n in counts.items() if isinstance(symbol, str)}
