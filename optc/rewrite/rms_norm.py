@@ -34,10 +34,10 @@ def match_rms_norm(mean: ir.Node) -> RmsNorm | None:
         return None
     x = _squared(mean.inputs[0])
     added = _only_user(mean.outputs[0], "Add")
-    epsilon = _other_scalar(added, mean.outputs[0]) if added is not None else None
-    if x is None or added is None or epsilon is None:
+    epsilon = _other_scalar(added, mean.outputs[0]) if added is not None else 0.0
+    if x is None or epsilon is None:
         return None
-    normal = _normalised(added.outputs[0], x)
+    normal = _normalised((added or mean).outputs[0], x)
     if normal is None:
         return None
     x = _before_cast(x)
