@@ -19,11 +19,10 @@ import onnx_ir as ir
 
 from optc.core.context import Array
 from optc.ir.probe import Probe, ProbeFailure, data_inputs
-from optc.ir.thresholds import Sizes, counts_past_thresholds
+from optc.ir.thresholds import HIDDEN, Sizes, counts_past_thresholds
 
 __all__ = ["MaskMeaning", "read_mask", "visible_band", "visible_part"]
 
-_HIDDEN = -1e4  # additive masks use -inf, finfo.min, or -10000 in older BERT exports
 _SMALL_COUNTS = (3, 8)
 _SEEDS = 4
 Dim = int | str | None
@@ -35,7 +34,7 @@ class MaskMeaning:
 
     Attributes:
         causal: Later keys are hidden.
-        window: Number of keys seen, itself included; 0 for all.
+        window: Number of keys seen up to the query's own, itself included; 0 for all.
         padding: Input [B,T] whose zeros hide keys.
         residual: The mask says more than that, and must be handed to the op as it is.
         why: For a residual mask, why it could not be read.
@@ -56,6 +55,7 @@ def read_mask(
     *,
     negated: bool = False,
     gate: bool = False,
+    factor: float = 1.0,
 ) -> MaskMeaning:
     """Find out what `mask` means.
 
@@ -66,6 +66,7 @@ def read_mask(
         key_count: T, likewise.
         negated: Whether True is hidden.
         gate: Whether scores are multiplied by it: ones are visible, zeros hidden.
+        factor: What an additive mask is multiplied by before it is added.
     """
     inputs = sorted(data_inputs(mask), key=lambda v: str(v.name))
     depends = f"it depends on the input {', '.join(str(v.name) for v in inputs)}"
@@ -73,7 +74,7 @@ def read_mask(
         return MaskMeaning(residual=True, why=(inputs and depends) or "a count has no name")
     if len(inputs) > 1 or (inputs and not _is_padding(inputs[0], key_count)):
         return MaskMeaning(residual=True, why=depends)
-    reader = _Reader(model, mask, (query_count, key_count), negated, gate)
+    reader = _Reader(model, mask, (query_count, key_count), negated, gate, factor)
     try:
         meaning = reader.read(inputs[0] if inputs else None)
     except ProbeFailure as failure:
@@ -100,12 +101,14 @@ class _Reader:
         counts: tuple[int | str, int | str],
         negated: bool,
         gate: bool,
+        factor: float,
     ):
         self.model = model
         self.mask = mask
         self.shape = ir.Shape(counts)
         self.negated = negated
         self.gate = gate
+        self.factor = factor
 
     def read(self, padding: ir.Value | None) -> MaskMeaning:
         """The meaning, with `padding` as the one input that it may depend on."""
@@ -133,10 +136,8 @@ class _Reader:
                 kept = self._padding(padding, sizes, seed)
                 part = self._visible(sizes, padding, kept)
                 rows, columns = self._pair(sizes)
-                expected = np.ones((rows, columns), bool)
-                if found.causal:
-                    expected = visible_band(rows, found.window, columns)
-                expected = expected & kept.astype(bool)[:, None, None, :]
+                band = visible_band(rows, found.window, columns, causal=found.causal)
+                expected = band & kept.astype(bool)[:, None, None, :]
                 if part is None or not _same(part, expected):
                     return MaskMeaning(residual=True)
         return dataclasses.replace(found, padding=padding)
@@ -157,7 +158,7 @@ class _Reader:
         content = Probe(self.model, sizes).run(self.mask, given)
         if self.gate:
             return content == 1 if np.isin(content, (0, 1)).all() else None
-        part = visible_part(content)
+        part = visible_part(content if content.dtype == np.bool_ else content * self.factor)
         return part if part is None or not self.negated else ~part
 
     def _pair(self, sizes: Sizes) -> tuple[int, int]:
@@ -215,22 +216,27 @@ def _as_band(seen: Mapping[tuple[int, int], Array]) -> MaskMeaning:
         return odd
     width = int(seen[rows, columns][..., -1, :].reshape(-1, columns)[0].sum())
     window = 0 if width == columns else width
-    for pair, part in seen.items():
-        if part.shape[-2:] != pair or (part != visible_band(pair[0], window, pair[1])).any():
-            return odd
-    return MaskMeaning(causal=True, window=window)
+    for causal in (True, False):
+        bands = {pair: visible_band(pair[0], window, pair[1], causal=causal) for pair in seen}
+        if all(_is_band(part, bands[pair]) for pair, part in seen.items()):
+            return MaskMeaning(causal=causal, window=window)
+    return odd
 
 
-def visible_band(count: int, window: int, keys: int | None = None) -> Array:
+def _is_band(part: Array, band: Array) -> bool:
+    return part.shape[-2:] == band.shape and bool((part == band).all())
+
+
+def visible_band(count: int, window: int, keys: int | None = None, *, causal: bool = True) -> Array:
     """The causal mask [count, keys], aligned at the end, within `window` keys when not 0."""
     total = count if keys is None else keys
     last, j = np.arange(count)[:, None] + total - count, np.arange(total)[None]
-    return (j <= last) & ((j > last - window) | (window == 0))
+    return ((j <= last) | (not causal)) & ((j > last - window) | (window == 0))
 
 
 def visible_part(mask: Array) -> Array | None:
     """A mask as booleans, True where visible; None when it holds anything but 0 and hidden."""
     if mask.dtype == np.bool_:
         return mask
-    hidden = mask <= _HIDDEN
+    hidden = mask <= HIDDEN
     return ~hidden if np.all(hidden | (mask == 0)) else None

@@ -62,35 +62,52 @@ def _infer_quotient(ctx: ShapeInferenceContext, node: ir.Node) -> None:
 
 @inference.registry.register("", "Slice", since_version=_SINCE)
 def _infer_slice(ctx: ShapeInferenceContext, node: ir.Node) -> None:
-    """A slice with bounds that are expressions: the other axes keep their sizes."""
+    """A slice with bounds that are expressions, or that are written as "very large"."""
     _infer_as_usual(ctx, node)
-    data, output = node.inputs[0], node.outputs[0]
-    known = [_sizes(ctx, value) for value in node.inputs[1:]]
-    if constant(node.inputs[1]) is not None or None in known[:2]:
-        return
-    if data is None or data.shape is None or len(known) > 4:
-        return
-    starts, ends = known[0] or [], known[1] or []
-    axes = known[2] if len(known) > 2 else list(range(len(starts)))
-    steps = known[3] if len(known) > 3 else [1] * len(starts)
-    if axes is None or steps is None or any(step != 1 for step in steps):
+    data = node.inputs[0]
+    bounds = _bounds(ctx, node)
+    if data is None or data.shape is None or bounds is None:
         return
     dims = list(data.shape)
-    for axis, start, end in zip(axes, starts, ends, strict=False):
-        if not isinstance(axis, int):
-            return
+    for axis, start, end, step in bounds:
         cut = _cut(dims[axis], start, end)
-        dims[axis] = ctx.new_symbolic_dim() if cut is None else cut
-    ctx.set_shape(output, ir.Shape(dims))
+        if cut is None and all(isinstance(n, int) for n in (start, end)) and not _is_endless(end):
+            return  # that the library does
+        known = cut is not None and isinstance(step, int) and step > 0
+        dims[axis] = (cut + step - 1) // step if known else ctx.new_symbolic_dim()  # type: ignore
+    ctx.set_shape(node.outputs[0], ir.Shape(dims))
+
+
+def _bounds(
+    ctx: ShapeInferenceContext, node: ir.Node
+) -> list[tuple[int, _Size, _Size, _Size]] | None:
+    """Axis, start, end and step of each axis that is cut."""
+    known = [_sizes(ctx, value) for value in node.inputs[1:]]
+    if len(known) < 2 or known[0] is None or known[1] is None:
+        return None
+    starts, ends = known[0], known[1]
+    axes = known[2] if len(known) > 2 else list(range(len(starts)))
+    steps = known[3] if len(known) > 3 else [1] * len(starts)
+    if axes is None or steps is None or not all(isinstance(axis, int) for axis in axes):
+        return None
+    numbers = [int(axis) for axis in axes if isinstance(axis, int)]
+    return list(zip(numbers, starts, ends, steps, strict=False))
+
+
+def _is_endless(end: _Size) -> bool:
+    return isinstance(end, int) and end >= _ENDLESS
 
 
 def _cut(size: _Size, start: _Size, end: _Size) -> _Size | None:
-    """The length of a slice of an axis; None where bounds may lie outside of it."""
-    if all(isinstance(n, int) for n in (size, start, end)):
-        return len(range(int(size))[int(start) : int(end)])  # type: ignore[arg-type]
-    endless = isinstance(end, int) and end >= _ENDLESS
-    if start == 0 and (endless or end == size):
-        return size
+    """The length of `[start:end]` of an axis; None where it depends on what is larger."""
+    if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
+        return len(range(size)[start:end])
+    if not isinstance(start, int):
+        return None
+    if _is_endless(end) or end == size:
+        return size - start if start >= 0 else -start
+    if isinstance(end, int) and end < 0:
+        return size + end - start if start >= 0 else end - start
     return None
 
 

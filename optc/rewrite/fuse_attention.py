@@ -74,8 +74,8 @@ class AttentionFusion:
         assert at is not None
         insert = Insert(self.model, at)
         found = find_operands(self.probe, match, insert)
-        if match.past is not None:
-            found = given_operands(self.probe, match)
+        if isinstance(found, str) or match.past is not None:
+            found = given_operands(self.probe, match) or found
         if isinstance(found, str):
             raise NotFused(found)
         scale = match.scale * found.factor
@@ -149,7 +149,9 @@ class AttentionFusion:
     def _meaning(self, term: MaskTerm, counts: _Counts) -> MaskMeaning:
         key = (dataclasses.replace(term, view=None), *counts)
         if key not in self._meanings:
-            found = read_mask(self.model, term.value, *counts, negated=term.negated)
+            found = read_mask(
+                self.model, term.value, *counts, negated=term.negated, factor=term.factor
+            )
             self._meanings[key] = found
         return self._meanings[key]
 

@@ -71,11 +71,11 @@ def find_operands(probe: Probe, match: AttentionMatch, insert: Insert) -> Operan
     return _with_keys(probe, match, insert, query, split)
 
 
-def given_operands(probe: Probe, match: AttentionMatch) -> Operands | str:
-    """The operands as the op has them: with a past, keys are what the cache holds."""
+def given_operands(probe: Probe, match: AttentionMatch) -> Operands | None:
+    """The operands of the standard op as they are: it takes grouped heads itself."""
     shape = probe.shape_of(match.query)
-    if shape is None or len(shape) != 4:
-        return f"the shape of its queries is not known (it is {match.query.shape})"
+    if match.key_transposed or shape is None or len(shape) != 4:
+        return None
     split = Split(shape[:2], *shape[:2])
     return Operands(match.query, match.key, match.value, 1.0, split)
 

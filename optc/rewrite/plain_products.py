@@ -2,7 +2,7 @@
 
 1. `Einsum` of two computed operands, such as `bqhd,bkhd->bhqk`, becomes `MatMul` and transposes.
 2. `Exp(x) / ReduceSum(Exp(x))` over the last axis becomes `Softmax`, whether or not the maximum was
-   subtracted before.
+   subtracted before; so does `Exp(LogSoftmax(x))`.
 3. `P @ V1` and `P @ V2` become one product with V1 and V2 side by side.
 4. `V @ Transpose(P)` becomes `Transpose(P @ Transpose(V))` where P comes from a Softmax.
 5. `Attention` over [B,S,H*D] gets [B,H,S,D].
@@ -27,6 +27,8 @@ def spell_plainly(model: ir.Model) -> None:
             continue
         if node.op_type == "Einsum":
             _einsum(model, node)
+        elif node.op_type == "Exp":
+            _log_softmax(model, node)
         elif node.op_type == "Attention":
             _split_heads(model, node)
         elif node.op_type == "Div":
@@ -50,9 +52,11 @@ class _Equation:
 
 
 def _einsum(model: ir.Model, node: ir.Node) -> None:
-    equation = _parse(node.attributes.get_string("equation", "")) if len(node.inputs) == 2 else None
-    left, right = (node.inputs[0], node.inputs[1]) if equation is not None else (None, None)
-    if equation is None or left is None or right is None:
+    left, right = node.inputs if len(node.inputs) == 2 else (None, None)
+    if left is None or right is None or left.shape is None:
+        return
+    equation = _parse(node.attributes.get_string("equation", ""), len(left.shape))
+    if equation is None:
         return
     if left.is_initializer() or right.is_initializer():  # a projection
         return
@@ -67,7 +71,10 @@ def _einsum(model: ir.Model, node: ir.Node) -> None:
     _take_over(node.outputs[0], _arranged(insert, product, made, equation.result))
 
 
-def _parse(text: str) -> _Equation | None:
+def _parse(text: str, rank: int) -> _Equation | None:
+    """Read `a,b->c`; an ellipsis stands for as many axes as the left operand has over."""
+    named = len(text.replace(" ", "").partition(",")[0].replace("...", ""))
+    text = text.replace("...", "ABCDEFGH"[: max(rank - named, 0)])
     operands, arrow, result = text.replace(" ", "").partition("->")
     left, comma, right = operands.partition(",")
     if not arrow or not comma or "." in text or "," in right:
@@ -99,6 +106,16 @@ def _softmax(model: ir.Model, divide: ir.Node) -> None:
     insert = Insert(model, divide)
     output = divide.outputs[0]
     _take_over(output, insert.node("Softmax", [exp.inputs[0]], output.dtype, output.shape, axis=-1))
+
+
+def _log_softmax(model: ir.Model, exp: ir.Node) -> None:
+    log = exp.inputs[0].producer() if exp.inputs[0] is not None else None
+    if log is None or log.op_type != "LogSoftmax" or log.inputs[0] is None:
+        return
+    output, axis = exp.outputs[0], log.attributes.get_int("axis", -1)
+    insert = Insert(model, exp)
+    softmax = insert.node("Softmax", [log.inputs[0]], output.dtype, output.shape, axis=axis)
+    _take_over(output, softmax)
 
 
 def _is_over_last_axis(reduction: ir.Node) -> bool:
