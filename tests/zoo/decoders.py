@@ -61,10 +61,8 @@ DECODERS = {
         sdpa=False,
     ),
     "falcon": causal("FalconConfig", COMMON | {"multi_query": True}, 1, rotary=4),
-    "falcon_alibi": causal(
-        "FalconConfig",
-        COMMON | {"alibi": True, "new_decoder_architecture": True, "num_kv_heads": 2},
-        site=Site(causal=True, mask="bias", key_heads=2),
+    "falcon_new": causal(
+        "FalconConfig", COMMON | {"new_decoder_architecture": True, "num_kv_heads": 2}, 2, rotary=4
     ),
     "gptj": causal("GPTJConfig", _GPT2 | {"rotary_dim": 4}, sdpa=False, rotary=4),
     "codegen": causal("CodeGenConfig", _GPT2 | {"rotary_dim": 4}, sdpa=False, rotary=4),
@@ -92,13 +90,21 @@ DECODERS = {
     ),
     "phi": causal("PhiConfig", DECODER, rotary=4),
     "stablelm": causal("StableLmConfig", GROUPED, 2, rotary=4),
-    "cohere": causal("CohereConfig", GROUPED, 2, rotary=4, rms_norms=3),
+    "cohere": causal(
+        "CohereConfig",
+        GROUPED,
+        2,
+        rotary=4,
+        rms_norms=3,
+        traced=False,
+    ),
     "cohere2": causal(
         "Cohere2Config",
         GROUPED | {"sliding_window": 8},
         site=Site(causal=True, window=8, key_heads=2),
         rotary=4,
         rms_norms=3,
+        traced=False,
     ),
     "olmo": causal("OlmoConfig", GROUPED, 2, rotary=4),
     "olmo2": causal("Olmo2Config", GROUPED, 2, rotary=4, rms_norms=9),
@@ -132,12 +138,23 @@ DECODERS = {
         rotary=4,
         rms_norms=5,
     ),
-    "deepseek_v2": causal(
-        "DeepseekV2Config", _LATENT | {"topk_method": "greedy"}, rotary=None, rms_norms=9
-    ),
     "deepseek_v3": causal("DeepseekV3Config", _LATENT, rotary=4, rms_norms=9),
-    "glm": causal("GlmConfig", _SMALL_HEADS | {"pad_token_id": 0}, 2, rotary=4, rms_norms=5),
-    "glm4": causal("Glm4Config", _SMALL_HEADS | {"pad_token_id": 0}, 2, rotary=4, rms_norms=9),
+    "glm": causal(
+        "GlmConfig",
+        _SMALL_HEADS | {"pad_token_id": 0},
+        2,
+        rotary=4,
+        rms_norms=5,
+        traced=False,
+    ),
+    "glm4": causal(
+        "Glm4Config",
+        _SMALL_HEADS | {"pad_token_id": 0},
+        2,
+        rotary=4,
+        rms_norms=9,
+        traced=False,
+    ),
     "exaone4": causal(
         "Exaone4Config",
         GROUPED | {"sliding_window": 8},
@@ -148,14 +165,32 @@ DECODERS = {
     "smollm3": causal("SmolLM3Config", GROUPED | {"pad_token_id": 0}, 2, rotary=4, rms_norms=5),
     "nemotron": causal("NemotronConfig", _SMALL_HEADS, 2, rotary=4),
     "persimmon": causal("PersimmonConfig", DECODER, rotary=4),
-    "llama4": causal(
-        "Llama4TextConfig", _SMALL_HEADS | {"num_local_experts": 2}, 2, rotary=None, rms_norms=None
-    ),
     "seed_oss": causal("SeedOssConfig", _SMALL_HEADS, 2, rotary=4, rms_norms=5),
-    "helium": causal("HeliumConfig", _SMALL_HEADS, 2, rotary=4, rms_norms=5),
+    "helium": causal(
+        "HeliumConfig",
+        _SMALL_HEADS,
+        2,
+        rotary=4,
+        rms_norms=5,
+        traced=False,
+    ),
     "arcee": causal("ArceeConfig", GROUPED, 2, rotary=4, rms_norms=5),
-    "apertus": causal("ApertusConfig", GROUPED, 2, rotary=4, rms_norms=9),
-    "diffllama": causal("DiffLlamaConfig", GROUPED, 2, rotary=4, rms_norms=7),
+    "apertus": causal(
+        "ApertusConfig",
+        GROUPED,
+        2,
+        rotary=4,
+        rms_norms=9,
+        traced=False,
+    ),
+    "diffllama": causal(
+        "DiffLlamaConfig",
+        GROUPED,
+        2,
+        rotary=4,
+        rms_norms=7,
+        traced=False,
+    ),
     "biogpt": causal("BioGptConfig", DECODER),
     "ctrl": causal(
         "CTRLConfig",
@@ -206,5 +241,5 @@ DECODERS = {
 }
 PADDED_DECODERS = {
     f"{name}_padded": with_padding(DECODERS[name])
-    for name in ("gpt2", "llama", "mistral", "opt", "bloom", "falcon_alibi", "gemma3", "gpt_neox")
+    for name in ("gpt2", "llama", "mistral", "opt", "bloom", "gemma3", "gpt_neox")
 }

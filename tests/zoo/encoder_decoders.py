@@ -50,9 +50,27 @@ def _pair(
 
 
 ENCODER_DECODERS = {
-    "t5": _pair("T5Config", _T5, _BIASED, rms_norms=12),
-    "flan_t5": _pair("T5Config", _T5 | {"feed_forward_proj": "gated-gelu"}, _BIASED, rms_norms=12),
-    "umt5": _pair("UMT5Config", _T5, _BIASED, rms_norms=12),
+    "t5": _pair(
+        "T5Config",
+        _T5,
+        _BIASED,
+        rms_norms=12,
+        captured=("eager",),
+    ),
+    "flan_t5": _pair(
+        "T5Config",
+        _T5 | {"feed_forward_proj": "gated-gelu"},
+        _BIASED,
+        rms_norms=12,
+        captured=("eager",),
+    ),
+    "umt5": _pair(
+        "UMT5Config",
+        _T5,
+        _BIASED,
+        rms_norms=12,
+        captured=("eager",),
+    ),
     "bart": _pair("BartConfig", _BART),
     "mbart": _pair("MBartConfig", _BART),
     "marian": _pair("MarianConfig", _BART),

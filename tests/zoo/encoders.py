@@ -88,6 +88,7 @@ ENCODERS = {
         model="T5EncoderModel",
         site=Site(mask="bias"),
         rms_norms=5,
+        captured=("eager",),
     ),
 }
 PADDED_ENCODERS = {

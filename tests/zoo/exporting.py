@@ -37,6 +37,7 @@ def make(family: Family, attention: str, dtype: torch.dtype = torch.float32) -> 
     torch.manual_seed(0)
     config = getattr(transformers, family.config)(**family.options)
     config._attn_implementation = attention
+    config._experts_implementation = "batched_mm"  # of those there are, the one that is exported
     cls = _class(family.model)
     if hasattr(cls, "from_config"):
         model = cls.from_config(config, attn_implementation=attention)

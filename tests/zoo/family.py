@@ -90,6 +90,8 @@ class Family:
             of them has no standard op.
         rms_norms: Number of RMS norms; None likewise.
         sdpa: Whether the family has an implementation by PyTorch's fused function.
+        captured: Implementations that the exporter that captures does not give up on.
+        traced: Whether the exporter that traces writes a graph that runs.
     """
 
     config: str
@@ -101,6 +103,8 @@ class Family:
     rotary: int | None = 0
     rms_norms: int | None = 0
     sdpa: bool = True
+    captured: tuple[str, ...] = ("sdpa", "eager")
+    traced: bool = True
 
     @property
     def is_language_model(self) -> bool:

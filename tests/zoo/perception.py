@@ -33,6 +33,7 @@ PERCEPTION = {
         _PICTURE | {"use_relative_position_bias": True},
         site=Site(mask="bias"),
         **_SEEN,
+        captured=("eager",),
     ),
     "dinov2": bidirectional("Dinov2Config", _PICTURE | {"mlp_ratio": 2}, **_SEEN),
     "dinov3": bidirectional("DINOv3ViTConfig", _PICTURE, rotary=None, **_SEEN),
@@ -49,6 +50,7 @@ PERCEPTION = {
         | {"num_heads": [2, 4], "window_size": 4},
         sites=_STAGES,
         **_SEEN,
+        captured=("eager",),
     ),
     "swinv2": layered(
         "Swinv2Config",

@@ -22,8 +22,6 @@ from optc.targets.evaluate import open_model
 # A float32 answer moves by about one rounding per operation in a row; half precision likewise.
 _ROUNDINGS = 64
 _WIDEST = {np.dtype(np.float32): 2e-5, np.dtype(np.float16): 2e-2}
-# PyTorch's exporter gives up on these, before optc sees anything.
-FAILS_TO_EXPORT: set[tuple[str, str]] = set()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +38,6 @@ def _params() -> list[object]:
     return [
         pytest.param((name, spelling), id=f"{name}-{spelling}")
         for name, spelling in in_tests(FAMILIES)
-        if (name, str(spelling)) not in FAILS_TO_EXPORT
     ]
 
 
