@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -22,9 +24,10 @@ from optc.ir.load import load_canonical
 from optc.ir.save import save_model
 from optc.passes.flash import Flash
 
-__all__ = ["CONTENDERS", "Outcome", "judged"]
+__all__ = ["CONTENDERS", "Outcome", "attempted", "judged"]
 
 Attempt = Callable[[Path], int]
+Result = TypeVar("Result")
 FUSED_OPS = {"Attention", "MultiHeadAttention", "GroupQueryAttention", "SDPA", "QAttention"}
 _WIDEST = {np.dtype(np.float32): 2e-5, np.dtype(np.float16): 2e-2}
 # The optimiser's own name for a family, tried before those its documentation recommends for others.
@@ -78,20 +81,24 @@ def judged(attempts: Callable[[Case], Iterator[Attempt]], case: Case) -> Outcome
     return best if best.fused or not broken.fused else broken
 
 
+def attempted(call: Callable[[], Result]) -> Result | BaseException:
+    """What a call returns, or what it raises: tools fail in any way, and that is a result."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        future = pool.submit(call)
+    return future.exception() or future.result()
+
+
 def _outcome(attempt: Attempt, case: Case) -> Outcome:
     made = case.path.with_suffix(".made.onnx")
-    try:
-        with quiet():
-            fused = attempt(made)
-    except Exception as error:  # any way to fail is a result
-        return Outcome(0, problem=f"fails: {type(error).__name__}")
-    try:
-        session = onnxruntime.InferenceSession(made, _silent())
-    except Exception:
+    with quiet():
+        fused = attempted(lambda: attempt(made))
+    if isinstance(fused, BaseException):
+        return Outcome(0, problem=f"fails: {type(fused).__name__}")
+    session = attempted(lambda: onnxruntime.InferenceSession(made, _silent()))
+    if isinstance(session, BaseException):
         return Outcome(fused, problem="does not load")
-    try:
-        error = max(_difference(session, *sample) for sample in case.samples)
-    except Exception:
+    error = attempted(lambda: max(_difference(session, *sample) for sample in case.samples))
+    if isinstance(error, BaseException):
         return Outcome(fused, problem="does not run")
     limit = _WIDEST[case.samples[0][1].dtype]
     return Outcome(fused, error, "" if error <= limit else f"wrong by {error:.0e}")

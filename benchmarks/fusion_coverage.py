@@ -27,9 +27,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "zoo"))
 
-from exported import Case, Exports
+from exported import Exports
 from families import FAMILIES
-from fusion_contenders import CONTENDERS, Outcome, judged
+from fusion_contenders import CONTENDERS, Outcome, attempted, judged
 from spellings import ALL, Spelling, applies
 
 PACKAGES = ("optc", "onnxscript", "onnxruntime", "torch", "transformers", "onnxslim", "onnxsim")
@@ -77,10 +77,9 @@ def _matches(name: str, patterns: str) -> bool:
 
 def _row(exports: Exports, name: str, spelling: Spelling) -> Row:
     row = Row(name, str(spelling), len(FAMILIES[name].sites), {})
-    try:
-        case: Case = exports.case(name, spelling)
-    except Exception as error:  # whatever an exporter or tool raises is a line of the table
-        return dataclasses.replace(row, problem=f"no file: {type(error).__name__}")
+    case = attempted(lambda: exports.case(name, spelling))
+    if isinstance(case, BaseException):
+        return dataclasses.replace(row, problem=f"no file: {type(case).__name__}")
     row.outcomes.update({c: judged(contender, case) for c, contender in CONTENDERS.items()})
     return row
 

@@ -186,7 +186,6 @@ DECODERS = {
     "diffllama": causal(
         "DiffLlamaConfig",
         GROUPED,
-        2,
         rotary=4,
         rms_norms=7,
         traced=False,

@@ -43,7 +43,15 @@ def make(family: Family, attention: str, dtype: torch.dtype = torch.float32) -> 
         model = cls.from_config(config, attn_implementation=attention)
     else:
         model = cls(config)
+    _perturb(model)
     return OneAnswer(model.eval().to(dtype), family).eval()
+
+
+def _perturb(model: torch.nn.Module) -> None:
+    """Weights that start as all zeros or all ones would hide what is done to them."""
+    for weight in model.parameters():
+        if weight.numel() > 1 and (weight == weight.flatten()[0]).all():
+            weight.data += 0.1 * torch.randn_like(weight)
 
 
 def _class(name: str) -> type:

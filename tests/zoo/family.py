@@ -140,6 +140,13 @@ def layered(config: str, options: dict[str, Any], sites: tuple[Site, ...], **mor
 
 
 def with_padding(family: Family) -> Family:
-    """The same, exported with an `attention_mask`, which stays a boolean operand."""
-    sites = tuple(dataclasses.replace(s, mask=s.mask or "bool") for s in family.sites)
+    """The same, exported with an `attention_mask`, which stays a boolean operand.
+
+    It is about the words of the encoder where there is one: the decoder's own attention has none.
+    """
+    has_encoder = "decoder_input_ids" in family.inputs
+    sites = tuple(
+        s if has_encoder and s.causal else dataclasses.replace(s, mask=s.mask or "bool")
+        for s in family.sites
+    )
     return dataclasses.replace(family, sites=sites, inputs=(*family.inputs, "attention_mask"))
