@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import onnxscript.optimizer
-from exported import Case
+from exported import Case, on_words
 from exporting import quiet
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
@@ -115,7 +115,8 @@ def _difference(
 ) -> float:
     known = {i.name for i in session.get_inputs()}
     got = session.run(None, {name: x for name, x in feeds.items() if name in known})[0]
-    return float(np.abs(got.astype(np.float64) - expected).max())
+    got, expected = on_words(got.astype(np.float64), feeds), on_words(expected, feeds)
+    return float(np.abs(got - expected).max())
 
 
 def _by_optc(case: Case) -> Iterator[Attempt]:

@@ -97,19 +97,42 @@ def _cell(outcome: Outcome, sites: int) -> str:
     return f"{outcome.fused}/{sites} {outcome.error:.1e}"
 
 
-def totals(rows: list[Row]) -> dict[str, dict[str, int]]:
-    """Per contender: files all of whose sites are fused and right, sites, and what went wrong."""
+def totals(rows: list[Row]) -> dict[str, dict[str, dict[str, int]]]:
+    """Per spelling, and for all together, what each contender fused and broke."""
     counted = [row for row in rows if row.outcomes]
+    names = dict.fromkeys(row.spelling for row in counted)
+    groups = {name: [row for row in counted if row.spelling == name] for name in names}
+    groups["all"] = counted
     return {
-        name: {
-            "files": len(counted),
-            "files_whole": sum(r.outcomes[name].is_whole(r.sites) for r in counted),
-            "sites": sum(r.sites for r in counted),
-            "sites_fused": sum(r.outcomes[name].credited(r.sites) for r in counted),
-            "files_broken": sum(bool(r.outcomes[name].problem) for r in counted),
-        }
-        for name in CONTENDERS
+        name: {contender: _total(group, contender) for contender in CONTENDERS}
+        for name, group in groups.items()
     }
+
+
+def _total(rows: list[Row], contender: str) -> dict[str, int]:
+    outcomes = [(row.sites, row.outcomes[contender]) for row in rows]
+    return {
+        "files": len(outcomes),
+        "files_whole": sum(outcome.is_whole(sites) for sites, outcome in outcomes),
+        "files_broken": sum(bool(outcome.problem) for _, outcome in outcomes),
+        "sites": sum(sites for sites, _ in outcomes),
+        "sites_fused": sum(outcome.credited(sites) for sites, outcome in outcomes),
+    }
+
+
+def summary(rows: list[Row]) -> Iterator[str]:
+    """Lines of a table in Markdown."""
+    yield "| spelling | files | sites | " + " | ".join(CONTENDERS) + " |"
+    yield "|---|---|---|" + "---|" * len(CONTENDERS)
+    for name, group in totals(rows).items():
+        first = next(iter(group.values()))
+        cells = [name, str(first["files"]), str(first["sites"]), *map(_share, group.values())]
+        yield "| " + " | ".join(cells) + " |"
+
+
+def _share(total: dict[str, int]) -> str:
+    broken = f", {total['files_broken']} files broken" if total["files_broken"] else ""
+    return f"{total['sites_fused']}{broken}"
 
 
 def main() -> None:
@@ -129,8 +152,7 @@ def main() -> None:
         document = {"versions": versions, "totals": totals(rows)}
         print(json.dumps(document | {"rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
         return
-    for name, total in totals(rows).items():
-        print(f"{name}: " + ", ".join(f"{key} {count}" for key, count in total.items()))
+    print(*summary(rows), sep="\n")
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
 
 

@@ -60,8 +60,10 @@ def _class(name: str) -> type:
     return getattr(transformers.models.whisper.modeling_whisper, name)
 
 
-def feeds_for(family: Family, dtype: torch.dtype = torch.float32, **sizes: int) -> Feeds:
-    """Seeded inputs; the last row of a padding mask is shorter by three."""
+def feeds_for(
+    family: Family, dtype: torch.dtype = torch.float32, *, left: bool = False, **sizes: int
+) -> Feeds:
+    """Seeded inputs; the last row has three words less, missing at its end or on its left."""
     sizes = SIZES | sizes
     rng = np.random.default_rng(0)
     feeds = {}
@@ -71,7 +73,7 @@ def feeds_for(family: Family, dtype: torch.dtype = torch.float32, **sizes: int) 
             feeds[name] = rng.integers(4, VOCABULARY, shape)
         elif INPUTS[name].kind == "padding":
             feeds[name] = np.ones(shape, np.int64)
-            feeds[name][-1, -3:] = 0
+            feeds[name][-1, slice(3) if left else slice(-3, None)] = 0
         else:
             real = rng.standard_normal(shape).astype(np.float32)
             feeds[name] = real.astype(np.float16) if dtype == torch.float16 else real
