@@ -27,6 +27,8 @@ class OneAnswer(torch.nn.Module):
         self.family = family
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        if self.family.module is not None:
+            return self.model(*inputs)
         feeds = dict(zip(self.family.inputs, inputs, strict=True))
         more = {"use_cache": False} if self.family.output == "logits" else {}
         return getattr(self.model(**feeds, **more), self.family.output)
@@ -35,16 +37,19 @@ class OneAnswer(torch.nn.Module):
 def make(family: Family, attention: str, dtype: torch.dtype = torch.float32) -> OneAnswer:
     """The model with seeded weights, in evaluation mode."""
     torch.manual_seed(0)
+    model = family.module() if family.module is not None else _from_config(family, attention)
+    _perturb(model)
+    return OneAnswer(model.eval().to(dtype), family).eval()
+
+
+def _from_config(family: Family, attention: str) -> torch.nn.Module:
     config = getattr(transformers, family.config)(**family.options)
     config._attn_implementation = attention
     config._experts_implementation = "batched_mm"  # of those there are, the one that is exported
     cls = _class(family.model)
     if hasattr(cls, "from_config"):
-        model = cls.from_config(config, attn_implementation=attention)
-    else:
-        model = cls(config)
-    _perturb(model)
-    return OneAnswer(model.eval().to(dtype), family).eval()
+        return cls.from_config(config, attn_implementation=attention)
+    return cls(config)
 
 
 def _perturb(model: torch.nn.Module) -> None:

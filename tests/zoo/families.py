@@ -9,11 +9,13 @@ from decoders import DECODERS, PADDED_DECODERS
 from encoder_decoders import ENCODER_DECODERS, PADDED_ENCODER_DECODERS
 from encoders import ENCODERS, PADDED_ENCODERS
 from perception import PERCEPTION
+from plain_torch import PLAIN_TORCH
 
 FAMILIES = (
     DECODERS
     | ENCODERS
     | PERCEPTION
+    | PLAIN_TORCH
     | ENCODER_DECODERS
     | PADDED_DECODERS
     | PADDED_ENCODERS

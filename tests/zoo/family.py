@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
+
+import torch
 
 __all__ = [
     "COMMON",
@@ -53,6 +56,7 @@ INPUTS = {
     "input_features": Input("real", ("batch", 8, 32)),
     "input_values": Input("real", ("batch", 800)),
     "hidden": Input("real", ("batch", "length", 32)),
+    "target_hidden": Input("real", ("batch", "target", 32)),
 }
 
 
@@ -92,6 +96,7 @@ class Family:
         sdpa: Whether the family has an implementation by PyTorch's fused function.
         captured: Implementations that the exporter that captures does not give up on.
         traced: Whether the exporter that traces writes a graph that runs.
+        module: What makes the module, where it is none of Transformers.
     """
 
     config: str
@@ -105,6 +110,7 @@ class Family:
     sdpa: bool = True
     captured: tuple[str, ...] = ("sdpa", "eager")
     traced: bool = True
+    module: Callable[[], torch.nn.Module] | None = None
 
     @property
     def is_language_model(self) -> bool:
