@@ -76,7 +76,8 @@ def _matches(name: str, patterns: str) -> bool:
 
 
 def _row(exports: Exports, name: str, spelling: Spelling) -> Row:
-    row = Row(name, str(spelling), len(FAMILIES[name].sites), {})
+    family = FAMILIES[name]
+    row = Row(name, str(spelling), len(family.sites) + family.refused, {})
     case = attempted(lambda: exports.case(name, spelling))
     if isinstance(case, BaseException):
         return dataclasses.replace(row, problem=f"no file: {type(case).__name__}")

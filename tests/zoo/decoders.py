@@ -130,10 +130,8 @@ DECODERS = {
     "gpt_oss": decoder(
         "GptOssConfig",
         _SMALL_HEADS | {"sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
-        sites=(
-            Site(causal=True, window=8, mask="bias", key_heads=2),
-            Site(causal=True, mask="bias", key_heads=2),
-        ),
+        sites=(),
+        refused=2,  # a learned sink takes part in the Softmax
         sdpa=False,
         rotary=4,
         rms_norms=5,

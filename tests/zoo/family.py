@@ -93,6 +93,7 @@ class Family:
         rotary: Number of rotary embeddings, of queries and keys each; None where the model's form
             of them has no standard op.
         rms_norms: Number of RMS norms; None likewise.
+        refused: Number of attention layers that mean what no op says; they are not in `sites`.
         sdpa: Whether the family has an implementation by PyTorch's fused function.
         captured: Implementations that the exporter that captures does not give up on.
         traced: Whether the exporter that traces writes a graph that runs.
@@ -107,6 +108,7 @@ class Family:
     output: str = "logits"
     rotary: int | None = 0
     rms_norms: int | None = 0
+    refused: int = 0
     sdpa: bool = True
     captured: tuple[str, ...] = ("sdpa", "eager")
     traced: bool = True

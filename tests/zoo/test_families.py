@@ -19,7 +19,7 @@ from optc.ir.load import load_canonical
 from optc.passes.flash import Flash
 from optc.targets.evaluate import open_model
 
-# A float32 answer moves by about one rounding per operation in a row; half precision likewise.
+# An answer moves by about one rounding per operation in a row, of numbers that are about one.
 _ROUNDINGS = 64
 _WIDEST = {np.dtype(np.float32): 2e-5, np.dtype(np.float16): 2e-2}
 
@@ -60,15 +60,20 @@ def sites(model: ir.Model) -> list[Site]:
     ]
 
 
-def test_every_attention_is_fused(fused):
-    assert fused.result.refusals == ()
-    assert fused.result.rewrites == len(fused.case.family.sites)
+def test_every_attention_is_fused_or_refused_with_a_reason(fused):
+    """Refused are only those for which there is no op."""
+    refused = [refusal.reason for refusal in fused.result.refusals]
+    assert (fused.result.rewrites, len(refused)) == (
+        len(fused.case.family.sites),
+        fused.case.family.refused,
+    )
+    assert all(refused)
 
 
 def test_answers_are_those_of_pytorch(fused):
     """At batches 1, 2 and 3, and several lengths; greedy tokens too, where there are any."""
     for got, expected in fused.answers:
-        rounding = np.finfo(expected.dtype).eps * np.abs(expected).max()
+        rounding = np.finfo(expected.dtype).eps * max(1.0, np.abs(expected).max())
         limit = min(_ROUNDINGS * rounding, _WIDEST[expected.dtype])
         assert got.dtype == expected.dtype
         np.testing.assert_allclose(got, expected, rtol=0, atol=limit)
@@ -99,7 +104,7 @@ def test_rotary_embeddings_and_norms_are_the_standard_ops(fused):
 def test_nothing_of_the_masks_is_left(fused):
     """What is left of them belongs to what stays an operand."""
     ops = {node.op_type for node in fused.model.graph}
-    assert not _softmaxes_before_products(fused.model)
+    assert len(_softmaxes_before_products(fused.model)) == fused.case.family.refused
     assert "IsNaN" not in ops
     if not any(site.mask for site in fused.case.family.sites):
         assert not ops & {"Trilu", "LessOrEqual", "GreaterOrEqual", "And"}
