@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from family import Family, Site
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 __all__ = ["PLAIN_TORCH"]
 
 _WIDTH, _HEADS, _INNER = 32, 4, 48
+_ALL_SEEN = Site()
 
 
 class _Encoder(nn.Module):
@@ -42,7 +45,9 @@ def _whole() -> nn.Module:
     return nn.Transformer(_WIDTH, _HEADS, 1, 1, _INNER, batch_first=True)
 
 
-def _plain(module: object, site: Site = Site(), layers: int = 2, *more: str) -> Family:  # noqa: B008
+def _plain(
+    module: Callable[[], nn.Module], site: Site = _ALL_SEEN, layers: int = 2, *more: str
+) -> Family:
     return Family(
         "",
         {},
@@ -61,7 +66,7 @@ PLAIN_TORCH = {
     "torch_encoder_words_first": _plain(lambda: _Encoder(batch_first=False)),
     "torch_encoder_causal": _plain(lambda: _Encoder(causal=True), Site(causal=True)),
     "torch_encoder_padded": _plain(_Encoder, Site(mask="bool"), 2, "attention_mask"),
-    "torch_attention": _plain(lambda: _Attention(weights=False), Site(), 1),
-    "torch_attention_weights": _plain(lambda: _Attention(weights=True), Site(), 1),
-    "torch_transformer": _plain(_whole, Site(), 3, "target_hidden"),
+    "torch_attention": _plain(lambda: _Attention(weights=False), _ALL_SEEN, 1),
+    "torch_attention_weights": _plain(lambda: _Attention(weights=True), _ALL_SEEN, 1),
+    "torch_transformer": _plain(_whole, _ALL_SEEN, 3, "target_hidden"),
 }
