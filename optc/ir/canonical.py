@@ -4,7 +4,8 @@
 2. The default opset becomes 24.
 3. `RotaryEmbedding` tables get the batch of what they rotate: the opset-23 exporter gives them
    batch 1, which no runtime accepts for a larger batch.
-4. Common subexpressions are merged, dead nodes and exporter metadata dropped.
+4. Sizes are read from the inputs of the graph (`optc.ir.anchor`), shape arithmetic is folded.
+5. Common subexpressions are merged, dead nodes and exporter metadata dropped.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import onnx_ir.passes.common as common
 from onnx_ir.passes import PreconditionError
 
 from optc.core.errors import ModelFileError
+from optc.ir.anchor import anchor_sizes
+from optc.ir.branches import take_known_branches
 from optc.ir.flash_attention import DOMAIN
 from optc.ir.opsets import convert_opset
-from optc.ir.shapes import infer_shapes
+from optc.ir.shapes import has_subgraphs, infer_shapes
 
 __all__ = ["OPSET", "canonicalize"]
 
@@ -38,13 +41,29 @@ def canonicalize(model: ir.Model) -> None:
     convert_opset(model, OPSET)
     model.ir_version = max(model.ir_version or 0, 11)
     common.ClearMetadataAndDocStringPass()(model)
-    common.IdentityEliminationPass()(model)
-    common.CommonSubexpressionEliminationPass()(model)
+    if has_subgraphs(model):
+        infer_shapes(model)
+        take_known_branches(model)
+    _drop_identities(model)
     infer_shapes(model)
     repair_rotary_batch(model)
+    anchor_sizes(model)
+    _merge_common_parts(model)
     common.RemoveUnusedNodesPass()(model)
     common.NameFixPass()(model)
-    common.ShapeInferencePass()(model)
+    infer_shapes(model)
+
+
+def _drop_identities(model: ir.Model) -> None:
+    """Not beside subgraphs: a branch may return a value from outside only through one."""
+    if not has_subgraphs(model):
+        common.IdentityEliminationPass()(model)
+
+
+def _merge_common_parts(model: ir.Model) -> None:
+    """Merge what is computed twice; not beside subgraphs, whose results it loses."""
+    if not has_subgraphs(model):
+        common.CommonSubexpressionEliminationPass()(model)
 
 
 def repair_rotary_batch(model: ir.Model) -> int:

@@ -57,6 +57,9 @@ def _to_middle(model: ir.Model) -> None:
     converted = onnx.version_converter.convert_version(ir.to_proto(model), _MIDDLE)
     model.graph = ir.from_proto(converted).graph
     model.graph.name = graph.name
+    for node in model.graph:
+        for value in node.outputs:  # the converter names every size it does not know
+            value.shape = value.shape if value.is_graph_output() else None
     for value in list(model.graph.inputs):
         if value.name not in inputs:
             model.graph.inputs.remove(value)

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from optc.core.context import Array
 
@@ -23,6 +24,17 @@ __all__ = ["Probe", "ProbeFailure", "ancestors", "data_inputs", "fixed_values"]
 
 _MAX_NODES = 400
 _MAX_CONSTANT = 1 << 24
+
+
+class GatherElements(OpRun):
+    """The operator without the limit of 64 entries that the evaluator of onnx 1.23 has."""
+
+    op_domain = ""
+
+    def _run(self, data: Array, indices: Array, axis: int | None = None) -> tuple[Array]:
+        along = (axis or 0) % data.ndim
+        part = [slice(None) if i == along else slice(n) for i, n in enumerate(indices.shape)]
+        return (np.take_along_axis(data[tuple(part)], indices, along),)
 
 
 class ProbeFailure(Exception):
@@ -73,7 +85,9 @@ class Probe:
             return known[target]
         part = self._collect(target, known)
         try:
-            evaluator = ReferenceEvaluator(_as_model(part, target, self.model))
+            evaluator = ReferenceEvaluator(
+                _as_model(part, target, self.model), new_ops=[GatherElements]
+            )
             with np.errstate(all="ignore"):
                 return np.asarray(next(iter(evaluator.run(None, part.feeds))))
         except Exception as error:  # the reference evaluator raises whatever numpy raises

@@ -1,101 +1,141 @@
-"""Shape inference that also knows how long a `Range` is.
+"""Shapes of every value, with sizes as expressions over the sizes of the inputs.
 
-`Range(0, Shape(x)[k], 1)` has as many elements as axis k of x. ONNX shape inference leaves that
-length without a name, and with it the shape of everything that is added to a position embedding.
-Exporters that write shape annotations name it; others do not.
+`onnx-shape-inference` follows sizes through the arithmetic that exporters build on `Shape`, with
+some rules of ours added (`optc.ir.shape_rules`). Where it finds nothing, what the exporter wrote
+beside the graph is believed, if it names sizes of inputs.
 """
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Mapping
+
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+import onnx_shape_inference as inference
+from onnxscript import optimizer
 
-from optc.ir.constants import constant, scalar
+import optc.ir.shape_rules  # noqa: F401 - registers its rules
+from optc.core.errors import ModelFileError
 
-__all__ = ["infer_shapes"]
+__all__ = ["has_subgraphs", "infer_shapes"]
 
-_TRANSPARENT = {"Squeeze", "Unsqueeze", "Reshape", "Identity", "Cast"}
-_DEEPEST = 8
+_SMALL = 1024  # bytes; weights are never folded, they stay in their file
+_ROUNDS = 3
+_INVENTED = re.compile(r"\b_d\d+\b")
+
+# What it cannot infer stays unknown, and is asked about where it matters.
+logging.getLogger("onnx_shape_inference").setLevel(logging.ERROR)
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Infer the shape of every value, in place.
+    """Infer the shape and type of every value and fold small constants, in place.
 
-    Inference invents names for what it does not know, and keeps them. So once lengths are found,
-    what was inferred without them is forgotten and inferred again.
+    Sizes that nothing is known of get names of their own. Each run knows more than the one before:
+    constants are folded, and names that the exporter gave are in the place of invented ones.
+
+    Raises:
+        ModelFileError: An operator is used in a way that ONNX does not allow.
     """
-    given = {v for node in model.graph for v in node.outputs if v.shape is not None}
-    common.ShapeInferencePass()(model)
-    lengths = _range_lengths(model, given)
-    if not lengths:
-        return
-    for node in model.graph:
+    declared = {v: v.shape for node in model.graph for v in node.outputs if v.shape is not None}
+    try:
+        _infer(model, "override")
+        for _ in range(_ROUNDS):
+            folded = _fold_small_constants(model)
+            if not _believe(model, declared) and not folded:
+                break
+            _infer(model, "refine")
+    except (inference.OpUsageError, inference.ShapeInferenceError) as error:
+        raise ModelFileError(f"the graph is not valid: {error}") from error
+    for node in model.graph.all_nodes():
         for value in node.outputs:
-            if value not in given and not value.is_graph_output():
-                value.shape = None
-    for value, dim in lengths.items():
-        value.shape = ir.Shape([dim])
-    common.ShapeInferencePass()(model)
+            _forget_contents(value)
 
 
-def _range_lengths(model: ir.Model, given: set[ir.Value]) -> dict[ir.Value, int | ir.SymbolicDim]:
-    found: dict[ir.Value, int | ir.SymbolicDim] = {}
-    for node in model.graph:
-        if node.op_type != "Range" or node.domain or node.outputs[0] in given:
+def _infer(model: ir.Model, policy: inference.ShapeMergePolicy) -> None:
+    inference.infer_symbolic_shapes(
+        model, policy=policy, warn_on_missing=False, adopt_declared_symbols=False
+    )
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            value.shape = _with_numbers(value.shape)
+
+
+def _believe(model: ir.Model, declared: Mapping[ir.Value, ir.Shape]) -> bool:
+    """Put declared sizes in the place of invented ones; other shapes are to be inferred anew.
+
+    Returns:
+        Whether there were invented ones; if not, nothing was forgotten.
+    """
+    known = {s for v in model.graph.inputs if v.shape is not None for s in v.shape.free_symbols()}
+    values = [v for node in model.graph for v in node.outputs if not v.is_graph_output()]
+    if not any(_has_invented(value.shape) for value in values):
+        return False
+    for value in values:
+        inferred, given = value.shape, declared.get(value)
+        value.shape = None
+        if inferred is None or given is None or len(given) != len(inferred):
             continue
-        if len(node.inputs) != 3:  # not ONNX, which the checker says better
-            continue
-        start, limit, delta = node.inputs
-        if scalar(start) != 0 or scalar(delta) != 1 or limit is None:
-            continue
-        dim = _dimension(limit)
-        if dim is not None:
-            found[node.outputs[0]] = dim
-    return found
+        if _has_invented(inferred):
+            value.shape = _merged(inferred, given, known)
+    return True
 
 
-def _dimension(value: ir.Value) -> int | ir.SymbolicDim | None:
-    """The dimension that a scalar was read from."""
-    position = 0
-    for _ in range(_DEEPEST):
-        node = value.producer()
-        if node is None or not node.inputs or node.inputs[0] is None:
+def _merged(inferred: ir.Shape, declared: ir.Shape, known: set[str]) -> ir.Shape | None:
+    """`inferred` with declared sizes for invented ones; None if one is left."""
+    dims = []
+    for dim, given in zip(inferred, declared, strict=True):
+        names = given.free_symbols() if isinstance(given, ir.SymbolicDim) else set()
+        if not _is_invented(dim):
+            dims.append(dim)
+        elif isinstance(given, int) or (names and names <= known):
+            dims.append(given)
+        else:
             return None
-        if node.op_type == "Shape":
-            return _entry(node, position)
-        if node.op_type in ("Gather", "Slice"):
-            start = _start(node)
-            if start is None or position < 0:  # the end of a slice is not looked at
-                return None
-            position += start
-        elif node.op_type not in _TRANSPARENT:
-            return None
-        value = node.inputs[0]
-    return None
+    return ir.Shape(dims)
 
 
-def _start(node: ir.Node) -> int | None:
-    """Where in its input the first entry that a Gather or Slice of a vector takes lies."""
-    if node.op_type == "Gather":
-        index = scalar(node.inputs[1])
-        return None if index is None or node.attributes.get_int("axis", 0) != 0 else int(index)
-    starts = constant(node.inputs[1])
-    if len(node.inputs) > 4 and node.inputs[4] is not None:
-        steps = constant(node.inputs[4])
-        if steps is None or steps.size != 1 or steps.item() != 1:
-            return None
-    if starts is None or starts.size != 1 or starts.item() < 0:
-        return None
-    return int(starts.item())
+def _has_invented(shape: ir.Shape | None) -> bool:
+    return shape is None or any(_is_invented(dim) for dim in shape)
 
 
-def _entry(node: ir.Node, position: int) -> int | ir.SymbolicDim | None:
-    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+def _is_invented(dim: int | ir.SymbolicDim) -> bool:
+    text = dim.value if isinstance(dim, ir.SymbolicDim) else ""
+    return text is None or bool(_INVENTED.search(text))
+
+
+def _with_numbers(shape: ir.Shape | None) -> ir.Shape | None:
+    """Sizes that turned out to be numbers as numbers."""
     if shape is None:
         return None
-    start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(shape))
-    dims = list(shape)[start:end]
-    if not -len(dims) <= position < len(dims):
-        return None
-    dim = dims[position]
-    return dim if isinstance(dim, int) or dim.value is not None else None
+    texts = [dim.value if isinstance(dim, ir.SymbolicDim) else None for dim in shape]
+    if not any(text is not None and text.isdecimal() for text in texts):
+        return shape
+    return ir.Shape(
+        [
+            int(t) if t is not None and t.isdecimal() else d
+            for t, d in zip(texts, shape, strict=True)
+        ]
+    )
+
+
+def has_subgraphs(model: ir.Model) -> bool:
+    """Whether a node of the main graph has a graph of its own, such as `If`."""
+    return any(node.graph is not model.graph for node in model.graph.all_nodes())
+
+
+def _fold_small_constants(model: ir.Model) -> bool:
+    """Fold shape arithmetic; not beside subgraphs, whose inlining leaves broken graphs behind."""
+    if has_subgraphs(model):
+        return False
+    folded = optimizer.fold_constants(
+        model, onnx_shape_inference=False, input_size_limit=_SMALL, output_size_limit=_SMALL
+    )
+    return bool(folded.modified)
+
+
+def _forget_contents(value: ir.Value) -> None:
+    """Drop what inference noted about a computed value: a later pass may change it."""
+    noted = value.metadata_props.pop(inference.SYM_DATA_KEY, None)
+    if noted is not None and value.producer() is not None:
+        value.const_value = None

@@ -2,117 +2,164 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import onnx_ir as ir
 
-from optc.rewrite.scores import MaskTerm
+from optc.ir.insert import Insert
+from optc.rewrite.movement import Split
+from optc.rewrite.scores import MaskTerm, NotFused
 
-__all__ = ["join_masks"]
+__all__ = ["MaskSite", "join_masks", "padding_mask"]
+
+_BOOL = ir.DataType.BOOL
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskSite:
+    """What masks of one site must fit.
+
+    Attributes:
+        query: [B,Hq,S,D], for S.
+        key: [B,Hkv,T,D], for T.
+        split: How the leading axes of the site are split into B and H.
+    """
+
+    query: ir.Value
+    key: ir.Value
+    split: Split
+
+
+def padding_mask(insert: Insert, padding: ir.Value) -> ir.Value:
+    """[B,T] of ones and zeros as a boolean mask [B,1,1,T]."""
+    kept = padding
+    if padding.dtype != _BOOL:
+        kept = insert.node("Cast", [padding], _BOOL, padding.shape, to=int(_BOOL))
+    dims = list(padding.shape or ())
+    shape = ir.Shape([dims[0], 1, 1, dims[1]]) if len(dims) == 2 else None
+    return insert.node("Unsqueeze", [kept, insert.ints([1, 2])], _BOOL, shape)
 
 
 def join_masks(
-    model: ir.Model, before: ir.Node, terms: list[MaskTerm], query: ir.Value, key: ir.Value
+    insert: Insert, terms: list[MaskTerm], site: MaskSite
 ) -> tuple[ir.Value | None, str]:
     """Join masks into one, full in its last two axes.
 
     Args:
-        model: Model that receives the nodes.
-        before: Node in front of which they go.
+        insert: Where the nodes go.
         terms: Boolean or additive masks.
-        query: [B,Hq,S,D], for S.
-        key: [B,Hkv,T,D], for T.
+        site: What they must fit.
 
     Returns:
         The mask and its kind, `bool` or `bias`; `(None, "")` when there are no terms.
+
+    Raises:
+        NotFused: A mask runs over axes that are not those of the site.
     """
     if not terms:
         return None, ""
-    builder = _Builder(model, before)
-    boolean = ir.DataType.BOOL
-    values = [builder.readable(term, query) for term in terms]
-    booleans = [v for v in values if v.dtype == boolean]
-    biases = [v for v in values if v.dtype != boolean]
+    joiner = _Joiner(insert, site)
+    dtype = site.query.dtype
+    values = [joiner.readable(term) for term in terms]
+    booleans = [v for v in values if v.dtype == _BOOL]
+    biases = [v for v in values if v.dtype != _BOOL]
     mask = booleans[0] if booleans else biases[0]
     for other in booleans[1:]:
-        mask = builder.add("And", [mask, other], boolean)
+        mask = insert.node("And", [mask, other], _BOOL)
     if booleans and biases:
-        hidden = builder.constant(-math.inf, query)
-        mask = builder.add("Where", [mask, biases[0], hidden], query.dtype)
+        hidden = insert.number(-math.inf, dtype)
+        mask = insert.node("Where", [mask, biases[0], hidden], dtype)
     for other in biases[1:]:
-        mask = builder.add("Add", [mask, other], query.dtype)
-    return builder.full(mask, query, key), "bias" if biases else "bool"
+        mask = insert.node("Add", [mask, other], dtype)
+    return joiner.full(mask), "bias" if biases else "bool"
 
 
-def _low(query: ir.Value) -> float:
+def _low(dtype: ir.DataType | None) -> float:
     """A score that hides, which is neither minus infinity nor the lowest of its type."""
-    return -3e4 if query.dtype == ir.DataType.FLOAT16 else -1e30
+    return -3e4 if dtype == ir.DataType.FLOAT16 else -1e30
 
 
-class _Builder:
-    def __init__(self, model: ir.Model, before: ir.Node):
-        self.graph = model.graph
-        self.before = before
+class _Joiner:
+    def __init__(self, insert: Insert, site: MaskSite):
+        self.insert = insert
+        self.site = site
+        self.dtype = site.query.dtype
 
-    def add(
-        self, op: str, inputs: list[ir.Value], dtype: ir.DataType | None, **attributes: int
-    ) -> ir.Value:
-        node = ir.node(op, inputs, attributes)
-        self.graph.insert_before(self.before, node)
-        if dtype is not None:
-            node.outputs[0].dtype = dtype
-        return node.outputs[0]
-
-    def readable(self, term: MaskTerm, query: ir.Value) -> ir.Value:
-        """One mask of rank 4, boolean or additive in the query's type.
+    def readable(self, term: MaskTerm) -> ir.Value:
+        """One mask over [B,H,S,T], boolean or additive in the query's type.
 
         A finite fill stays finite: kernels give zeros to rows whose mask is minus infinity, or
         the lowest number, throughout, where the original averages all values.
         """
         value = term.value
         if term.negated:
-            value = self.add("Not", [value], ir.DataType.BOOL)
-        value = self.unflatten(value, query)
-        if value.dtype == ir.DataType.BOOL:
+            value = self.insert.node("Not", [value], _BOOL, value.shape)
+        value = self.aligned(value, term)
+        if value.dtype == _BOOL:
             if not term.finite:
                 return value
-            parts = [value, self.constant(0.0, query), self.constant(_low(query), query)]
-            return self.add("Where", parts, query.dtype)
-        if value.dtype != query.dtype and query.dtype is not None:
-            value = self.add("Cast", [value], query.dtype, to=int(query.dtype))
+            numbers = [self.insert.number(n, self.dtype) for n in (0.0, _low(self.dtype))]
+            return self.insert.node("Where", [value, *numbers], self.dtype, value.shape)
+        if value.dtype != self.dtype and self.dtype is not None:
+            value = self.insert.node("Cast", [value], self.dtype, value.shape, to=int(self.dtype))
+        if term.factor != 1.0:
+            factor = self.insert.number(term.factor, self.dtype)
+            value = self.insert.node("Mul", [value, factor], self.dtype, value.shape)
         if not term.finite:
             return value
-        return self.add("Max", [value, self.constant(_low(query), query)], query.dtype)
+        low = self.insert.number(_low(self.dtype), self.dtype)
+        return self.insert.node("Max", [value, low], self.dtype, value.shape)
 
-    def constant(self, number: float, like: ir.Value) -> ir.Value:
-        dtype = like.dtype or ir.DataType.FLOAT
-        node = ir.node("Constant", [], {"value": ir.tensor(number, dtype=dtype)})
-        self.graph.insert_before(self.before, node)
-        return node.outputs[0]
-
-    def unflatten(self, mask: ir.Value, query: ir.Value) -> ir.Value:
-        """[B*H,S,T] to [B,H,S,T]."""
-        if mask.shape is None or len(mask.shape) != 3 or mask.shape[0] == 1:
+    def aligned(self, mask: ir.Value, term: MaskTerm) -> ir.Value:
+        """From the axes of the scores where it was applied to [B,H,S,T]."""
+        if mask.shape is None:
+            raise NotFused(f"the shape of its mask '{mask.name}' is not known")
+        rank, lead = len(mask.shape), len(self.site.split.lead)
+        if rank <= 2 or all(dim == 1 for dim in mask.shape[:-2]):
+            return self.insert.lead(mask, 1) if rank > 4 else mask
+        view = len(term.view) if term.view is not None else lead + 2
+        if view == 4 and (lead == 2 or self.site.split.heads > 1):
             return mask
-        whole = ir.DataType.INT64
-        rest = ir.node("Constant", [], {"value_ints": [-1]})
-        self.graph.insert_before(self.before, rest)
-        heads = self.add("Shape", [query], whole, start=1, end=2)
-        last = self.add("Shape", [mask], whole, start=1, end=3)
-        shape = self.add("Concat", [rest.outputs[0], heads, last], whole, axis=0)
-        return self.add("Reshape", [mask, shape], mask.dtype)
+        if view == 3 and rank == 3:
+            return self.insert.lead(mask, self.site.split.heads)
+        if view == 5 and term.view is not None:
+            return self._unfolded(mask, term.view)
+        raise NotFused(f"its mask '{mask.name}' has axes {mask.shape} that the heads have not")
 
-    def full(self, mask: ir.Value, query: ir.Value, key: ir.Value) -> ir.Value:
+    def _unfolded(self, mask: ir.Value, view: tuple[int | str | None, ...]) -> ir.Value:
+        """A mask over scores [A,W,H,S,T] of a site [A*W,H,..] or [A,W*H,..]."""
+        heads, inner = self.site.split.heads, [view[1], view[2]]
+        if not all(isinstance(dim, int) for dim in inner):
+            raise NotFused(f"its mask '{mask.name}' runs over {view}")
+        middle, last = int(inner[0]), int(inner[1])  # type: ignore[arg-type]
+        dims = [1] * (5 - len(mask.shape or ())) + list(mask.shape or ())
+        keeps_one = dims[2] == 1 and last == heads
+        wanted = [middle, 1 if keeps_one else last]
+        outer = self.insert.size(self.site.query, 0, 1)
+        share = self.insert.ints([middle * last // heads])
+        outer = self.insert.node("Div", [outer, share], ir.DataType.INT64, ir.Shape([1]))
+        shape = self.insert.concat([outer, self.insert.ints([*wanted, 1, 1])])
+        wide = self.insert.node(
+            "Expand", [mask, shape], mask.dtype, ir.Shape([None, *wanted, *dims[-2:]])
+        )
+        return self.insert.lead(wide, 1 if keeps_one else heads)
+
+    def full(self, mask: ir.Value) -> ir.Value:
         """Expand to [.., S, T] unless the shape says that it is so already."""
+        query, key = self.site.query, self.site.key
         if _is_full(mask, query, key):
             return mask
-        one = ir.node("Constant", [], {"value_ints": [1, 1]})
-        self.graph.insert_before(self.before, one)
-        whole = ir.DataType.INT64
-        rows = self.add("Shape", [query], whole, start=2, end=3)
-        columns = self.add("Shape", [key], whole, start=2, end=3)
-        shape = self.add("Concat", [one.outputs[0], rows, columns], whole, axis=0)
-        return self.add("Expand", [mask, shape], mask.dtype)
+        rows, columns = self.insert.size(query, 2, 3), self.insert.size(key, 2, 3)
+        shape = self.insert.concat([self.insert.ints([1, 1]), rows, columns])
+        return self.insert.node("Expand", [mask, shape], mask.dtype, _full_shape(mask, query, key))
+
+
+def _full_shape(mask: ir.Value, query: ir.Value, key: ir.Value) -> ir.Shape | None:
+    if mask.shape is None or query.shape is None or key.shape is None:
+        return None
+    lead = [1, 1, *mask.shape[:-2]][-2:] if len(mask.shape) > 1 else [1, 1]
+    return ir.Shape([*lead, query.shape[2], key.shape[2]])
 
 
 def _is_full(mask: ir.Value, query: ir.Value, key: ir.Value) -> bool:

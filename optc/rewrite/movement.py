@@ -8,7 +8,8 @@ numbers through it (see `optc.ir.probe`), not by the names of its links.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -17,19 +18,39 @@ from optc.core.context import Array
 from optc.ir.constants import scalar
 from optc.ir.probe import Probe, ProbeFailure
 
-__all__ = [
-    "Heads",
-    "flat_transposed",
-    "flattened",
-    "is_same",
-    "repeated",
-    "resolve_heads",
-    "transposed",
-    "unscaled",
-]
+__all__ = ["Heads", "Split", "is_same", "resolve_heads", "unscaled"]
 
-_MOVES = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Identity", "Flatten"}
+_MOVES = {
+    "Cast",
+    "Concat",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+}
 _DEEPEST = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """How the leading axes of a product [.., S, D] are split into batch and heads.
+
+    Attributes:
+        lead: Leading axes of the query, at the sizes of the probe.
+        batch: B; 0 while it is not known.
+        heads: H; 0 while it is not known.
+    """
+
+    lead: tuple[int, ...]
+    batch: int
+    heads: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,26 +66,6 @@ class Heads:
     value: ir.Value
     repeat: int
     factor: float
-
-
-def transposed(x: Array, repeat: int) -> Array:
-    """[B,H,T,D] to [B,H*repeat,D,T]."""
-    return np.swapaxes(np.repeat(x, repeat, axis=1), 2, 3)
-
-
-def repeated(x: Array, repeat: int) -> Array:
-    """[B,H,T,D] to [B,H*repeat,T,D]."""
-    return np.repeat(x, repeat, axis=1)
-
-
-def flattened(x: Array, repeat: int) -> Array:
-    """[B,H,T,D] to [B*H*repeat,T,D]."""
-    return repeated(x, repeat).reshape(-1, *x.shape[2:])
-
-
-def flat_transposed(x: Array, repeat: int) -> Array:
-    """[B,H,T,D] to [B*H*repeat,D,T]."""
-    return np.swapaxes(flattened(x, repeat), 1, 2)
 
 
 def unscaled(value: ir.Value) -> tuple[ir.Value, float]:
@@ -110,20 +111,19 @@ def _upstream(value: ir.Value) -> Iterator[tuple[ir.Value, float]]:
 def resolve_heads(
     probe: Probe,
     target: ir.Value,
-    relation: Callable[[Array, int], Array],
-    heads: int | None,
+    split: Split,
     *,
     grouped: bool = True,
+    transposed: bool = False,
 ) -> Heads | None:
-    """Find the value furthest upstream that gives `target` by `relation`.
+    """Find the value [B,H,T,D] furthest upstream that `target` is only moved from.
 
     Args:
         probe: Evaluates at sizes that differ from each other.
-        target: [B, H, T, D] or [B, H, D, T], an operand of an attention product.
-        relation: `transposed` or `repeated`.
-        heads: Number of heads of the query, a multiple of that of the keys; None if `target` is
-            the query.
+        target: [.., T, D] or [.., D, T], an operand of an attention product.
+        split: Batch and heads of the site; unknown for the query, which decides them.
         grouped: Whether to look upstream of a repetition of heads.
+        transposed: Whether `target` is [.., D, T].
 
     Returns:
         None if no value, `target` included, is in that relation.
@@ -131,42 +131,59 @@ def resolve_heads(
     best: Heads | None = None
     for value, factor in _upstream(target):
         source = probe.shape_of(value)
-        if source is None or len(source) != 4 or not source[1]:
+        if source is None or len(source) != 4 or not source[1] or value.dtype != target.dtype:
             continue
-        if heads is not None and heads % source[1]:
+        heads = split.heads or source[1]
+        if heads % source[1] or source[0] not in (1, split.batch or source[0]):
             continue
-        repeat = heads // source[1] if heads is not None else 1
+        repeat = heads // source[1]
         if repeat > 1 and not grouped:
             continue
-        if _is_related(probe, value, target, factor, repeat, relation):
+        sent = _shuffled(source, value.dtype)
+        got = _received(probe, value, target, sent)
+        if got is None:
+            continue
+        expected = np.repeat(sent.astype(np.float32), repeat, axis=1) * factor
+        if _is_moved(got, expected, split, transposed):
             best = Heads(value, repeat, factor)
     return best
 
 
-def _is_related(
-    probe: Probe,
-    value: ir.Value,
-    target: ir.Value,
-    factor: float,
-    repeat: int,
-    relation: Callable[[Array, int], Array],
-) -> bool:
-    shape = probe.shape_of(value)
-    if shape is None:
-        return False
+def _shuffled(shape: tuple[int, ...], dtype: ir.DataType | None) -> Array:
+    """Whole numbers that half precision holds exactly, in a random order."""
     order = np.random.default_rng(0).permutation(int(np.prod(shape)))
-    sent = (order % 2039 + 1).reshape(shape)  # whole numbers that half precision holds exactly
-    sent = sent.astype(value.dtype.numpy() if value.dtype is not None else np.float32)
+    return (order % 2039 + 1).reshape(shape).astype(dtype.numpy() if dtype else np.float32)
+
+
+def _received(probe: Probe, value: ir.Value, target: ir.Value, sent: Array) -> Array | None:
     try:
-        got = probe.run(target, {value: sent})
+        return probe.run(target, {value: sent})
     except ProbeFailure:
+        return None
+
+
+def _is_moved(got: Array, expected: Array, split: Split, transposed: bool) -> bool:
+    """Whether `got` [.., T, D], broadcast to the leading axes, is `expected` [B,H,T,D]."""
+    if transposed:
+        got = np.swapaxes(got, -1, -2)
+    heads = split.heads or expected.shape[1]
+    batch = split.batch or math.prod(split.lead) // heads
+    if got.ndim < 2 or batch * heads != math.prod(split.lead):
         return False
-    expected = relation(sent.astype(np.float32), repeat) * factor
-    if got.ndim == 4 and got.shape[1] == 1:  # one key head meets all query heads by broadcasting
-        expected = expected[:, :1] if shape[1] == 1 else expected
-    return got.shape == expected.shape and np.allclose(got, expected, rtol=2e-3, atol=0)
+    last = got.shape[-2:]
+    try:
+        whole = np.broadcast_to(got, (*split.lead, *last)).reshape(batch, heads, *last)
+        wanted = np.broadcast_to(expected, (batch, *expected.shape[1:]))
+    except ValueError:
+        return False
+    return whole.shape == wanted.shape and np.allclose(whole, wanted, rtol=2e-3, atol=0)
 
 
 def is_same(probe: Probe, source: ir.Value, target: ir.Value) -> bool:
     """Whether `target` is `source` moved there and back."""
-    return _is_related(probe, source, target, 1.0, 1, repeated)
+    shape = probe.shape_of(source)
+    if shape is None:
+        return False
+    sent = _shuffled(shape, source.dtype)
+    got = _received(probe, source, target, sent)
+    return got is not None and got.shape == sent.shape and bool((got == sent).all())

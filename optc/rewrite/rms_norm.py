@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import onnx_ir as ir
 
 from optc.ir.constants import constant, scalar
+from optc.ir.insert import Insert
 
 __all__ = ["RmsNorm", "fuse_rms_norm", "match_rms_norm"]
 
 
 @dataclasses.dataclass(frozen=True)
 class RmsNorm:
-    """One normalisation: input [..,D], weight [D], and the value to replace."""
+    """One normalisation: input [..,D], weight [D] or None for ones, and the value to replace."""
 
     x: ir.Value
-    weight: ir.Value
+    weight: ir.Value | None
     epsilon: float
     output: ir.Value
 
@@ -34,10 +36,10 @@ def match_rms_norm(mean: ir.Node) -> RmsNorm | None:
         return None
     x = _squared(mean.inputs[0])
     added = _only_user(mean.outputs[0], "Add")
-    epsilon = _other_scalar(added, mean.outputs[0]) if added is not None else None
-    if x is None or added is None or epsilon is None:
+    epsilon = _other_scalar(added, mean.outputs[0]) if added is not None else 0.0
+    if x is None or epsilon is None:
         return None
-    normal = _normalised(added.outputs[0], x)
+    normal = _normalised((added or mean).outputs[0], x)
     if normal is None:
         return None
     x = _before_cast(x)
@@ -45,7 +47,8 @@ def match_rms_norm(mean: ir.Node) -> RmsNorm | None:
     product = _only_user(normal, "Mul")
     weight = _other(product, normal) if product is not None else None
     if product is None or weight is None or not _is_vector(weight, x):
-        return None
+        known = x.shape is not None and isinstance(x.shape[-1], int)
+        return RmsNorm(x, None, epsilon, normal) if known and normal.dtype == x.dtype else None
     return RmsNorm(x, weight, epsilon, product.outputs[0])
 
 
@@ -53,9 +56,10 @@ def fuse_rms_norm(model: ir.Model, found: RmsNorm) -> None:
     """Put the standard op in the place of the parts; dead parts stay for the caller to remove."""
     at = found.output.producer()
     assert at is not None
+    weight = found.weight or _ones(model, at, found.x)
     node = ir.node(
         "RMSNormalization",
-        [found.x, found.weight],
+        [found.x, weight],
         {"axis": -1, "epsilon": found.epsilon, "stash_type": 1},
     )
     model.graph.insert_before(at, node)
@@ -64,6 +68,15 @@ def fuse_rms_norm(model: ir.Model, found: RmsNorm) -> None:
     name, found.output.name = found.output.name, f"{found.output.name}_unfused"
     made.name = name
     ir.convenience.replace_all_uses_with(found.output, made, replace_graph_outputs=True)
+
+
+def _ones(model: ir.Model, before: ir.Node, x: ir.Value) -> ir.Value:
+    size = x.shape[-1] if x.shape is not None else None
+    dtype = x.dtype or ir.DataType.FLOAT
+    ones = np.ones(size if isinstance(size, int) else 0, dtype.numpy())
+    return Insert(model, before).node(
+        "Constant", [], dtype, ir.Shape(ones.shape), value=ir.tensor(ones, dtype=dtype)
+    )
 
 
 def _is_over_last_axis(mean: ir.Node) -> bool:

@@ -1,10 +1,12 @@
 """Rotary position embedding, from its parts to the standard op.
 
-    y = x * C + rotate(x) * S           x [B,H,T,D]; C, S [1|B,1,T,D] tables of cosines and sines
+    y = x * C + rotate(x) * S                 x [B,H,T,D]; C, S [1|B,1,T,D] cosines and sines
+    y1 = a * c - b * s, y2 = b * c + a * s    a, b [B,H,T,D/2]; c, s [1|B,1,T,D/2]
 
-The rotation is spelled with slices, splits, negations and concatenations. It is recognised by
-sending numbers through: y must be what `RotaryEmbedding` gives for the first halves of the tables
-(or every other entry, when interleaved), and the other halves must repeat them.
+or the same over [B,T,H,D]. In the first form the rotation is spelled with slices, splits, negations
+and concatenations. It is recognised by sending numbers through: y must be what `RotaryEmbedding`
+gives for the first halves of the tables (or every other entry, when interleaved), and the other
+halves must repeat them. In the second, a and b may be any two parts of the data.
 Source: RoFormer, Su et al. 2021 (arXiv 2104.09864); ONNX RotaryEmbedding-23.
 """
 
@@ -19,23 +21,49 @@ import onnx_ir as ir
 from optc.core.context import Array
 from optc.ir.probe import Probe, ProbeFailure
 
-__all__ = ["Rotary", "RotaryFusion", "match_rotary"]
+__all__ = ["Halves", "Rotary", "match_halves", "match_rotary"]
 
 _DEEPEST = 8
+_Fixed = Container[ir.Value | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Cosines or sines.
+
+    Attributes:
+        value: [1|B,1,T,D] or, where `heads_last`, [1|B,T,1,D].
+        heads_last: Whether the data is [B,T,H,D].
+    """
+
+    value: ir.Value
+    heads_last: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Rotary:
-    """One rotation: input [B,H,T,D], tables [1|B,1,T,D], and the value to replace."""
+    """One rotation: input, tables over all of D, and the value to replace."""
 
     x: ir.Value
-    cosines: ir.Value
-    sines: ir.Value
+    cosines: Table
+    sines: Table
     interleaved: bool
     output: ir.Value
 
 
-def match_rotary(probe: Probe, fixed: Container[ir.Value | None], node: ir.Node) -> Rotary | None:
+@dataclasses.dataclass(frozen=True)
+class Halves:
+    """One rotation of pairs (a, b) to (y1, y2), with tables over D/2."""
+
+    a: ir.Value
+    b: ir.Value
+    cosines: Table
+    sines: Table
+    first: ir.Value
+    second: ir.Value
+
+
+def match_rotary(probe: Probe, fixed: _Fixed, node: ir.Node) -> Rotary | None:
     """Read the rotation that ends in an `Add`.
 
     Args:
@@ -56,19 +84,42 @@ def match_rotary(probe: Probe, fixed: Container[ir.Value | None], node: ir.Node)
             continue
         x, cosines = straight
         rotated, sines = turned
-        if not _comes_from(rotated, x):
+        if cosines.heads_last != sines.heads_last or not _comes_from(rotated, x):
             continue
-        interleaved = _tables_repeat(probe, cosines, sines)
+        interleaved = _tables_repeat(probe, cosines.value, sines.value)
         if interleaved is None or not _rotates(probe, x, rotated, interleaved):
             continue
         return Rotary(x, cosines, sines, interleaved, node.outputs[0])
     return None
 
 
+def match_halves(probe: Probe, fixed: _Fixed, node: ir.Node) -> Halves | None:
+    """Read the rotation of pairs whose first half ends in a `Sub`; None if it is no such thing."""
+    if node.op_type != "Sub" or node.domain:
+        return None
+    products = [v.producer() if v is not None else None for v in node.inputs]
+    straight, turned = (_table_product(probe, fixed, product) for product in products)
+    if straight is None or turned is None:
+        return None
+    (a, cosines), (b, sines) = straight, turned
+    if a is b or probe.shape_of(a) != probe.shape_of(b) or a.shape != b.shape:
+        return None
+    for use in b.uses():
+        product = use.node
+        if _table_product(probe, fixed, product) != (b, cosines):
+            continue
+        for total in [u.node for u in product.outputs[0].uses() if u.node.op_type == "Add"]:
+            other = next((v for v in total.inputs if v is not product.outputs[0]), None)
+            rest = other.producer() if other is not None else None
+            if _table_product(probe, fixed, rest) == (a, sines):
+                return Halves(a, b, cosines, sines, node.outputs[0], total.outputs[0])
+    return None
+
+
 def _table_product(
-    probe: Probe, fixed: Container[ir.Value | None], node: ir.Node | None
-) -> tuple[ir.Value, ir.Value] | None:
-    """`(data, table)` of a product of data [B,H,T,D] with a table [1|B,1,T,D]."""
+    probe: Probe, fixed: _Fixed, node: ir.Node | None
+) -> tuple[ir.Value, Table] | None:
+    """`(data, table)` of a product of data with a table that all heads share."""
     if node is None or node.op_type != "Mul":
         return None
     left, right = node.inputs
@@ -80,8 +131,12 @@ def _table_product(
         shape, size = probe.shape_of(table), probe.shape_of(data)
         if shape is None or size is None or len(shape) != 4 or len(size) != 4:
             continue
-        if shape[1] == 1 and shape[2:] == size[2:] and size[3] % 2 == 0:
-            return data, table
+        if size[3] != shape[3] or size[3] % 2 or shape[0] not in (1, size[0]):
+            continue
+        if shape[1] == 1 and shape[2] == size[2]:
+            return data, Table(table, heads_last=False)
+        if shape[2] == 1 and shape[1] == size[1]:
+            return data, Table(table, heads_last=True)
     return None
 
 
@@ -130,63 +185,3 @@ def _rotate(x: Array, interleaved: bool) -> Array:
         return np.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(x.shape)
     half = x.shape[-1] // 2
     return np.concatenate([-x[..., half:], x[..., :half]], -1)
-
-
-class RotaryFusion:
-    """Writes the standard op; tables are cut once, however many layers use them."""
-
-    def __init__(self, model: ir.Model):
-        self.model = model
-        self._tables: dict[tuple[ir.Value, bool, str], ir.Value] = {}
-
-    def fuse(self, found: Rotary) -> None:
-        """Put the standard op in the place of one rotation."""
-        at = found.output.producer()
-        assert at is not None
-        tables = [self._cut(t, found, at) for t in (found.cosines, found.sines)]
-        attributes = {"interleaved": int(found.interleaved)}
-        node = ir.node("RotaryEmbedding", [found.x, *tables], attributes)
-        self.model.graph.insert_before(at, node)
-        made = node.outputs[0]
-        made.type, made.shape = found.output.type, found.output.shape
-        name, found.output.name = found.output.name, f"{found.output.name}_unfused"
-        made.name = name
-        ir.convenience.replace_all_uses_with(found.output, made, replace_graph_outputs=True)
-
-    def _cut(self, table: ir.Value, found: Rotary, before: ir.Node) -> ir.Value:
-        """[1|B,1,T,D] to [B,T,D/2]."""
-        batch = str(found.x.shape[0]) if found.x.shape is not None else str(found.x.name)
-        key = (table, found.interleaved, batch)
-        if key not in self._tables:
-            self._tables[key] = self._insert(table, found, before)
-        return self._tables[key]
-
-    def _insert(self, table: ir.Value, found: Rotary, before: ir.Node) -> ir.Value:
-        size = found.x.shape[3] if found.x.shape is not None else None
-        half = int(size) // 2 if isinstance(size, int) else 0
-        stop, step = (2 * half, 2) if found.interleaved else (half, 1)
-        steps = [
-            self._ints([0], before),
-            self._ints([stop], before),
-            self._ints([3], before),
-            self._ints([step], before),
-        ]
-        cut = self._add("Slice", [table, *steps], table, before)
-        flat = self._add("Squeeze", [cut, self._ints([1], before)], table, before)
-        batch = ir.node("Shape", [found.x], {"start": 0, "end": 1})
-        self.model.graph.insert_before(before, batch)
-        ones = self._ints([1, 1], before)
-        shape = ir.node("Concat", [batch.outputs[0], ones], {"axis": 0})
-        self.model.graph.insert_before(before, shape)
-        return self._add("Expand", [flat, shape.outputs[0]], table, before)
-
-    def _ints(self, values: list[int], before: ir.Node) -> ir.Value:
-        node = ir.node("Constant", [], {"value_ints": values})
-        self.model.graph.insert_before(before, node)
-        return node.outputs[0]
-
-    def _add(self, op: str, inputs: list[ir.Value], like: ir.Value, before: ir.Node) -> ir.Value:
-        node = ir.node(op, inputs)
-        self.model.graph.insert_before(before, node)
-        node.outputs[0].type = like.type
-        return node.outputs[0]

@@ -1,4 +1,11 @@
-"""The scores of decomposed attention: from the Softmax down to the product of queries and keys."""
+"""The scores of decomposed attention: from the product of queries and keys up to the Softmax.
+
+    scores = cap * tanh(slope * (Q @ K^T)) + masks        cap, slope and masks optional
+
+Between the two, exporters put factors, casts, reshapes, clamps and subtractions of the row's
+maximum, in any order. The chain is found from the Softmax downwards and read from the product
+upwards; a factor that is applied after a mask applies to the mask as well.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +16,11 @@ import onnx_ir as ir
 
 from optc.ir.constants import constant, scalar
 from optc.ir.masks import visible_part
-from optc.rewrite.movement import unscaled
 
-__all__ = ["MaskTerm", "NotFused", "read_scores", "score_product"]
+__all__ = ["MaskTerm", "NotFused", "Scores", "foreign_node", "read_scores", "score_product"]
 
-_DEEPEST = 12
+_DEEPEST = 24
+_VIEWS = {"Reshape", "Cast", "Identity", "Dropout", "Flatten", "Squeeze", "Unsqueeze"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +32,34 @@ class MaskTerm:
         negated: Whether True is hidden.
         finite: Whether hidden scores become a large negative number rather than minus infinity,
             so that a row that sees nothing averages all values instead of giving zeros or NaN.
+        factor: What an additive mask is multiplied by.
+        view: Shape of the scores where it is applied; None where they are those of the site.
     """
 
     value: ir.Value
     negated: bool = False
     finite: bool = False
+    factor: float = 1.0
+    view: tuple[int | str | None, ...] | None = None
+
+
+@dataclasses.dataclass
+class Scores:
+    """What happens to the product on its way to the Softmax.
+
+    Attributes:
+        scale: Factor on the product.
+        softcap: Bound of the scores; 0.0 for none.
+        terms: Masks in the order applied.
+        head_factors: Factors [.., 1, 1] per head that apply to the product.
+        gates: Zeros and ones that the scores are multiplied by; a mask must hide the zeros.
+    """
+
+    scale: float = 1.0
+    softcap: float = 0.0
+    terms: list[MaskTerm] = dataclasses.field(default_factory=list)
+    head_factors: list[ir.Value] = dataclasses.field(default_factory=list)
+    gates: list[ir.Value] = dataclasses.field(default_factory=list)
 
 
 class NotFused(Exception):
@@ -37,21 +67,52 @@ class NotFused(Exception):
 
 
 def score_product(value: ir.Value | None, depth: int = _DEEPEST) -> ir.Node | None:
-    """The MatMul of two computed operands that scores come from, a few steps upstream."""
+    """The product of queries and keys that scores come from, some steps upstream."""
     for left in range(depth, 0, -1):
         node = value.producer() if value is not None else None
-        if node is None:
+        if node is None or node.domain:
             return None
         if node.op_type == "MatMul":
-            computed = all(i is not None and i.producer() is not None for i in node.inputs)
-            return node if computed else None
+            return node if _is_of_data(node) else None
         value = _towards_product(node, left - 1)
     return None
 
 
+def foreign_node(value: ir.Value | None, depth: int = _DEEPEST) -> ir.Node | None:
+    """The first node that is not understood on the way down to a product of data."""
+    for _ in range(depth):
+        node = value.producer() if value is not None else None
+        if node is None or node.op_type in {"MatMul", "Gemm", "Conv", "Gather"}:
+            return None
+        below = None if node.domain else _towards_product(node, depth)
+        if below is None:
+            computed = [v for v in node.inputs if v is not None and v.producer() is not None]
+            behind = any(score_product(v) is not None for v in computed)
+            return node if behind else None
+        value = below
+    return None
+
+
+def _is_of_data(product: ir.Node) -> bool:
+    """Whether it is no projection: weights are constant."""
+    right = product.inputs[1]
+    for _ in range(_DEEPEST):
+        if right is None or right.is_initializer():
+            return False
+        producer = right.producer()
+        if producer is None:
+            return True
+        if producer.op_type not in _VIEWS | {"Transpose", "DequantizeLinear", "Constant"}:
+            return True
+        if producer.op_type == "Constant":
+            return False
+        right = producer.inputs[0]
+    return True
+
+
 def _towards_product(node: ir.Node, depth: int) -> ir.Value | None:
     """The operand of an element-wise node that scores flow through."""
-    if node.op_type in {"Tanh", "Cast", "Identity", "Reshape"}:
+    if node.op_type in _VIEWS | {"Tanh", "Max", "Clip"}:
         return node.inputs[0]
     if node.op_type == "Where":
         kept, other = node.inputs[1], node.inputs[2]
@@ -62,12 +123,8 @@ def _towards_product(node: ir.Node, depth: int) -> ir.Value | None:
             return left
         if scalar(left) is not None:
             return right
-        return left if _leads_to_product(left, depth) else right
+        return left if score_product(left, depth) is not None else right
     return None
-
-
-def _leads_to_product(value: ir.Value, depth: int = _DEEPEST) -> bool:
-    return score_product(value, depth) is not None
 
 
 def _is_hidden_fill(value: ir.Value | None) -> bool:
@@ -78,65 +135,149 @@ def _is_hidden_fill(value: ir.Value | None) -> bool:
     return part is not None and not part.any()
 
 
+def read_scores(value: ir.Value | None, product: ir.Value) -> Scores:
+    """Read what happens to `product` until it is `value`, the input of the Softmax.
+
+    Raises:
+        NotFused: Something on the way is not understood.
+    """
+    chain: list[tuple[ir.Node, ir.Value]] = []
+    depth = _DEEPEST
+    while value is not None and value is not product:
+        node = value.producer()
+        below = _towards_product(node, depth) if node is not None and depth else None
+        if node is None or below is None:
+            raise NotFused("the scores cannot be followed to a product")
+        chain.append((node, below))
+        value, depth = below, depth - 1
+    reader = _Reader()
+    for node, below in reversed(chain):
+        reader.read(node, below)
+    return reader.scores()
+
+
+class _Reader:
+    """Follows the scores upwards, one node at a time."""
+
+    def __init__(self) -> None:
+        self.slope = 1.0
+        self.cap: float | None = None
+        self.terms: list[MaskTerm] = []
+        self.head_factors: list[ir.Value] = []
+        self.gates: list[ir.Value] = []
+
+    def scores(self) -> Scores:
+        """What was read."""
+        scale, cap = (self.slope, 0.0) if self.cap is None else (self.slope * self.cap, self.cap)
+        return Scores(scale, abs(cap), self.terms, self.head_factors, self.gates)
+
+    def read(self, node: ir.Node, below: ir.Value) -> None:
+        """Take one node whose operand `below` holds the scores so far."""
+        if not _is_only_used_by_scores(node, below):
+            raise NotFused("the attention scores are used elsewhere too")
+        op = node.op_type
+        if op in _VIEWS or _is_shift_by_maximum(node, below):
+            return
+        if op == "Tanh" and self.cap is None and not self.terms:
+            self.cap = 1.0
+        elif op in {"Max", "Clip"} and _clamps_below_only(node):
+            self.terms = [dataclasses.replace(term, finite=True) for term in self.terms]
+        elif op in {"Mul", "Div"}:
+            self._factor(node, below)
+        elif op in {"Add", "Sub"}:
+            self._add(node, below)
+        elif op == "Where":
+            self._where(node, below)
+        else:
+            raise NotFused(f"'{op}' between the score product and the Softmax")
+
+    def _factor(self, node: ir.Node, below: ir.Value) -> None:
+        other = node.inputs[1] if node.inputs[0] is below else node.inputs[0]
+        number = scalar(other)
+        if number is None and other is not None and self._is_per_head(node, other):
+            self.head_factors.append(other)
+            return
+        if number is None and other is not None and self._may_be_gate(node, other):
+            self.gates.append(other)
+            return
+        divides = node.op_type == "Div"
+        if number is None or (divides and (number == 0 or node.inputs[0] is not below)):
+            raise NotFused(f"the scores are multiplied by '{other.name if other else '?'}'")
+        factor = 1.0 / number if divides else number
+        self.terms = [dataclasses.replace(term, factor=term.factor * factor) for term in self.terms]
+        if self.cap is None:
+            self.slope *= factor
+        else:
+            self.cap *= factor
+
+    def _is_per_head(self, node: ir.Node, other: ir.Value) -> bool:
+        """Whether it multiplies all scores of a head alike, before anything else does."""
+        if node.op_type != "Mul" or self.terms or self.cap is not None or other.shape is None:
+            return False
+        dims = list(other.shape)
+        return len(dims) in (3, 4) and dims[-2:] == [1, 1] and _rank(node.outputs[0]) == 4
+
+    def _may_be_gate(self, node: ir.Node, other: ir.Value) -> bool:
+        """Whether it multiplies the scores of each pair, before anything is added."""
+        if node.op_type != "Mul" or self.terms or other.shape is None or len(other.shape) < 2:
+            return False
+        return 1 not in other.shape[-2:]
+
+    def _add(self, node: ir.Node, below: ir.Value) -> None:
+        other = node.inputs[1] if node.inputs[0] is below else node.inputs[0]
+        if other is None or (node.op_type == "Sub" and node.inputs[0] is not below):
+            raise NotFused("the scores are subtracted from something")
+        if scalar(other) is not None and not self.terms:
+            return  # the same number on every score changes nothing
+        factor = -1.0 if node.op_type == "Sub" else 1.0
+        self.terms.append(MaskTerm(other, finite=True, factor=factor, view=_dims(below)))
+
+    def _where(self, node: ir.Node, below: ir.Value) -> None:
+        condition, kept, other = node.inputs
+        fill = other if kept is below else kept
+        if condition is None or not _is_hidden_fill(fill):
+            raise NotFused("a Where puts something else in the place of scores")
+        negated, finite = kept is not below, _is_finite(fill)
+        self.terms.append(MaskTerm(condition, negated, finite, view=_dims(below)))
+
+
+def _dims(value: ir.Value) -> tuple[int | str | None, ...] | None:
+    if value.shape is None:
+        return None
+    return tuple(d.value if isinstance(d, ir.SymbolicDim) else d for d in value.shape)
+
+
+def _rank(value: ir.Value) -> int:
+    return len(value.shape) if value.shape is not None else 4
+
+
 def _is_finite(value: ir.Value | None) -> bool:
     array = constant(value)
     return array is not None and bool(np.isfinite(array).all())
 
 
-def read_scores(
-    value: ir.Value | None, product: ir.Value
-) -> tuple[float, float, tuple[MaskTerm, ...]]:
-    """Walk from the Softmax input down to the product: masks, then softcap, then scale."""
-    masks: list[MaskTerm] = []
-    while value is not None and value is not product:
-        node = value.producer()
-        if node is None or not _is_only_used_by_scores(value):
-            raise NotFused("the attention scores are used elsewhere too")
-        if node.op_type in {"Reshape", "Cast", "Identity"}:
-            value = node.inputs[0]
-            continue
-        term, below = _mask_term(node)
-        if term is None:
-            break
-        masks.append(term)
-        value = below
-    if value is None:
-        raise NotFused("the scores cannot be followed to a product")
-    softcap, scale, value = _softcap(value)
-    if value is not product:
-        node = value.producer()
-        raise NotFused(
-            f"'{node.op_type if node else '?'}' between the score product and the Softmax"
-        )
-    return scale, softcap, tuple(reversed(masks))
+def _is_only_used_by_scores(node: ir.Node, below: ir.Value) -> bool:
+    users = {use.node for use in below.uses()} - {node}
+    maxima = all(user.op_type == "ReduceMax" for user in users)
+    return not below.is_graph_output() and (not users or (maxima and node.op_type == "Sub"))
 
 
-def _is_only_used_by_scores(value: ir.Value) -> bool:
-    return len(value.uses()) == 1 and not value.is_graph_output()
+def _is_shift_by_maximum(node: ir.Node, below: ir.Value) -> bool:
+    """`scores - max(scores)` over the keys: Softmax does not see it."""
+    other = node.inputs[1] if node.op_type == "Sub" else None
+    maximum = other.producer() if other is not None else None
+    if maximum is None or maximum.op_type != "ReduceMax" or maximum.inputs[0] is not below:
+        return False
+    axes = constant(maximum.inputs[1]) if len(maximum.inputs) > 1 else None
+    keeps = maximum.attributes.get_int("keepdims", 1) == 1
+    return (
+        keeps and axes is not None and axes.size == 1 and int(axes.item()) in (-1, _rank(below) - 1)
+    )
 
 
-def _mask_term(node: ir.Node) -> tuple[MaskTerm | None, ir.Value | None]:
-    if node.op_type == "Where":
-        condition, kept, other = node.inputs
-        if condition is not None and _is_hidden_fill(other):
-            return MaskTerm(condition, finite=_is_finite(other)), kept
-        if condition is not None and _is_hidden_fill(kept):
-            return MaskTerm(condition, negated=True, finite=_is_finite(kept)), other
-        return None, None
-    if node.op_type == "Add":
-        left, right = node.inputs
-        if left is not None and right is not None and scalar(left) is None:
-            if _leads_to_product(left):
-                return MaskTerm(right, finite=True), left
-            return MaskTerm(left, finite=True), right
-    return None, None
-
-
-def _softcap(value: ir.Value) -> tuple[float, float, ir.Value]:
-    """Read `c * tanh(k * s)` as (c, c * k, s), and `k * s` as (0, k, s)."""
-    inner, factor = unscaled(value)
-    node = inner.producer()
-    if node is None or node.op_type != "Tanh" or node.inputs[0] is None:
-        return 0.0, factor, inner
-    below, slope = unscaled(node.inputs[0])
-    return abs(factor), factor * slope, below
+def _clamps_below_only(node: ir.Node) -> bool:
+    """`Max` with, or `Clip` to, a number that only what is hidden falls under."""
+    if node.op_type == "Clip" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        return False
+    lowest = scalar(node.inputs[1]) if len(node.inputs) == 2 or node.op_type == "Clip" else None
+    return lowest is not None and lowest < -1e4

@@ -9,7 +9,8 @@ import onnx_ir.passes.common as common
 
 from optc.ir.probe import Probe, fixed_values
 from optc.rewrite.rms_norm import fuse_rms_norm, match_rms_norm
-from optc.rewrite.rotary import RotaryFusion, match_rotary
+from optc.rewrite.rotary import match_halves, match_rotary
+from optc.rewrite.rotary_graph import RotaryFusion
 
 __all__ = ["fuse_standard_ops"]
 
@@ -28,7 +29,7 @@ def fuse_standard_ops(
         Names of the places that became each op; ops without any are left out.
     """
     fixed = fixed_values(model)
-    rotary = RotaryFusion(model)
+    rotary = RotaryFusion(model, probe)
     places: dict[str, list[str]] = {"RotaryEmbedding": [], "RMSNormalization": []}
     for node in list(model.graph):
         norm = match_rms_norm(node)
@@ -38,6 +39,10 @@ def fuse_standard_ops(
         rotation = match_rotary(probe, fixed, node)
         if rotation is not None and wants(name := str(rotation.output.name)):
             rotary.fuse(rotation)
+            places["RotaryEmbedding"].append(name)
+        halves = match_halves(probe, fixed, node)
+        if halves is not None and wants(name := str(halves.first.name)):
+            rotary.fuse_halves(halves)
             places["RotaryEmbedding"].append(name)
     if any(places.values()):
         common.RemoveUnusedNodesPass()(model)

@@ -170,6 +170,22 @@ def test_a_softmax_that_is_no_attention_is_no_site(graph):
     assert result.notes == ("the graph has no attention",)
 
 
+def test_a_softmax_over_the_vocabulary_is_no_site(graph):
+    """Tied embeddings: the product with them is a projection, although they are transposed."""
+    model = graph("""<ir_version: 10, opset_import: ["": 18]>
+    agraph (float[b,s,8] x) => (float[b,s,9] y, float[b,s,8] z)
+    <float[9,8] table = {0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,
+        28,29,30,31,32,33,34,35,36,37,38,39,40,41,42,43,44,45,46,47,48,49,50,51,52,53,54,55,56,57,
+        58,59,60,61,62,63,64,65,66,67,68,69,70,71}> {
+        turned = Transpose<perm = [1, 0]>(table)
+        logits = MatMul(x, turned)
+        y = Softmax(logits)
+        z = MatMul(y, table)
+    }""")
+    result = Flash().run(model, Context())
+    assert (result.rewrites, result.refusals) == (0, ())
+
+
 def refused(model: ir.Model) -> str:
     result = Flash().run(model, Context())
     assert result.rewrites == 0
@@ -181,18 +197,33 @@ def test_refuses_when_the_probabilities_are_an_output(graph):
     text = Spelling("compare", "where").text()
     text = text.replace("(float[batch,seq,32] y)", "(float[batch,seq,32] y, float[b,4,s,t] soft)")
     text = text.replace("p = Identity(soft)", "").replace("MatMul(p, vr)", "MatMul(soft, vr)")
-    text = text.replace("y = Reshape", "unused = Neg(soft)\ny = Reshape")
-    model = ir.from_onnx_text(text)
-    assert "used elsewhere" in refused(model)
+    assert "are an output of the graph" in refused(graph(text))
+
+
+def test_refuses_when_the_probabilities_are_used_elsewhere(graph):
+    text = Spelling("compare", "where").text().replace("=> (", "=> (float[b,4,s,t] other, ")
+    text = text.replace("p = Identity(soft)", "p = Identity(soft)\nother = Neg(soft)")
+    assert "used elsewhere too (MatMul, Neg); export without" in refused(graph(text))
+
+
+def test_refuses_probabilities_that_go_elsewhere(graph):
+    text = Spelling().text().replace("p = Identity(soft)", "p = Neg(soft)")
+    assert refused(graph(text)) == "the probabilities go into 'Neg', not a product"
 
 
 def test_refuses_an_operation_it_does_not_know(graph):
-    text = Spelling().text().replace("capped = Identity(scores)", "capped = Add(scores, scores)")
+    text = Spelling().text().replace("capped = Identity(scores)", "capped = Sigmoid(scores)")
+    assert refused(graph(text)) == "'Sigmoid' between the score product and the Softmax"
+
+
+def test_refuses_scores_that_are_used_twice(graph):
+    text = Spelling().text().replace("capped = Identity(scores)", "capped = Mul(scores, scores)")
     assert "scores" in refused(graph(text))
 
 
-def test_refuses_operands_without_heads(graph):
-    model = graph("""<ir_version: 10, opset_import: ["": 18]>
+def test_heads_may_be_missing(graph, run, rng):
+    """One head, no axis for it."""
+    text = """<ir_version: 10, opset_import: ["": 18]>
     agraph (float[b,s,8] q, float[b,8,s] k, float[b,s,8] v) => (float[b,s,8] y) {
         q2 = Neg(q)
         k2 = Neg(k)
@@ -200,17 +231,42 @@ def test_refuses_operands_without_heads(graph):
         scores = MatMul(q2, k2)
         p = Softmax(scores)
         y = MatMul(p, v2)
-    }""")
-    assert "not known to be [B,H,S,D]" in refused(model)
+    }"""
+    before, after = graph(text), graph(text)
+    fuse(after)
+    shapes = {"q": (3, 5, 8), "k": (3, 8, 5), "v": (3, 5, 8)}
+    data = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    np.testing.assert_allclose(run(after, data)["y"], run(before, data)["y"], atol=1e-5)
 
 
-def test_refuses_an_export_that_has_a_cache_already(graph):
-    model = graph("""<ir_version: 10, opset_import: ["": 23]>
-    agraph (float[b,2,s,8] q, float[b,2,s,8] k, float[b,2,s,8] v, float[b,2,p,8] pk,
-            float[b,2,p,8] pv) => (float[b,2,s,8] y, float[b,2,t,8] ok, float[b,2,t,8] ov) {
-        y, ok, ov = Attention(q, k, v, , pk, pv)
-    }""")
-    assert "cache" in refused(model)
+PAST = """<ir_version: 10, opset_import: ["": 23]>
+agraph (float[b,2,s,8] q, float[b,2,s,8] k, float[b,2,s,8] v, float[b,2,p,8] pk,
+        float[b,2,p,8] pv) => (float[b,2,s,8] y, float[b,2,t,8] ok, float[b,2,t,8] ov) {
+    y, ok, ov = Attention<is_causal = 1>(q, k, v, , pk, pv)
+}"""
+
+
+@pytest.mark.parametrize("past", [0, 3])
+def test_a_cache_that_the_export_has_stays(past, graph, run, rng):
+    before, after = graph(PAST), graph(PAST)
+    _, spec = fuse(after)
+    assert (spec.causal, spec.cache) == (True, "concat")
+    counts = {"q": 4, "k": 4, "v": 4, "pk": past, "pv": past}
+    data = {n: rng.standard_normal((2, 2, c, 8)).astype(np.float32) for n, c in counts.items()}
+    expected, got = run(before, data), run(after, data)
+    for name in ("y", "ok", "ov"):
+        np.testing.assert_allclose(got[name], expected[name], atol=1e-5)
+
+
+def test_keys_that_are_outputs_stay_outputs(graph, run, rng):
+    text = PAST.replace(", , pk, pv)", ")").replace("float[b,2,t,8] o", "float[b,2,s,8] o")
+    text = text.replace(", float[b,2,p,8] pk,\n        float[b,2,p,8] pv", "")
+    before, after = graph(text), graph(text)
+    fuse(after)
+    data = {n: rng.standard_normal((2, 2, 4, 8)).astype(np.float32) for n in "qkv"}
+    expected, got = run(before, data), run(after, data)
+    for name in ("y", "ok", "ov"):
+        np.testing.assert_allclose(got[name], expected[name], atol=1e-5)
 
 
 def test_masks_cover_every_family_that_is_named():
@@ -218,16 +274,17 @@ def test_masks_cover_every_family_that_is_named():
 
 
 TWO_SITES = """<ir_version: 10, opset_import: ["": 23]>
-agraph (float[b,2,s,8] q, float[b,2,s,8] k, float[b,2,s,8] v, float[b,s,8] flat)
-    => (float[b,2,s,8] y, float[b,s,8] z) {
+agraph (float[b,2,s,8] q, float[b,2,s,8] k, float[b,2,s,8] v, float[b,2,s,8] other)
+    => (float[b,2,s,8] y, float[b,2,s,8] z, float[b,2,s,s] scores) {
     y = Attention<is_causal = 1>(q, k, v)
-    z = Attention<q_num_heads = 2, kv_num_heads = 2>(flat, flat, flat)
+    z, nothing, none, scores = Attention(other, other, other)
 }"""
 
 
 def test_fusing_only_some_is_an_error_that_says_which(graph):
     with pytest.raises(
-        UnsupportedError, match=r"1 of 2 attention sites were fused, not z: .*rank 3"
+        UnsupportedError,
+        match=r"1 of 2 attention sites were fused, not z: the attention scores are used",
     ):
         Flash().run(graph(TWO_SITES), Context())
 

@@ -107,3 +107,75 @@ def test_a_rotation_the_other_way_round_is_left_alone(graph):
     source = text().replace("minus = Neg(high)", "minus = Neg(low)")
     source = source.replace("(minus, low)", "(high, minus)")
     assert fuse(build(graph, source)) == {}
+
+
+def test_heads_may_come_after_the_tokens(graph, run, rng):
+    source = (
+        text()
+        .replace("float[b,2,s,8]", "float[b,s,2,8]")
+        .replace("<start = 2, end = 3>", "<start = 1, end = 2>")
+    )
+    source = source.replace("(cos3, c1)", "(cos3, c2)").replace("(sin3, c1)", "(sin3, c2)")
+    before, after = build(graph, source), build(graph, source)
+    assert fuse(after) == {"RotaryEmbedding": ["y"]}
+    data = {"x": rng.standard_normal((3, 6, 2, 8)).astype(np.float32)}
+    np.testing.assert_allclose(run(after, data)["y"], run(before, data)["y"], atol=1e-6)
+
+
+PARTS = {
+    "halves": ("a = Slice(x, c0, c4, c3)\nb = Slice(x, c4, c8, c3)", "y = Concat<axis = -1>(p, q)"),
+    "even and odd": (
+        "a = Slice(x, c0, c8, c3, c2)\nb = Slice(x, c1, c8, c3, c2)",
+        "y = Concat<axis = -1>(p, q)",
+    ),
+    "pairs": (
+        "a = Slice(x, c0, c8, c3, c2)\nb = Slice(x, c1, c8, c3, c2)",
+        """
+        p5 = Unsqueeze(p, c4)
+        q5 = Unsqueeze(q, c4)
+        pq = Concat<axis = 4>(p5, q5)
+        lead = Constant<value_ints = [0, 0, 0, 8]>()
+        y = Reshape(pq, lead)
+        """,
+    ),
+}
+
+
+def in_parts(cut: str, join: str) -> str:
+    """The rotation written over two parts of the data, with tables of half its width."""
+    source = text(table="halves")
+    start, end = source.index("double = Concat"), source.index("cos3 = Cos")
+    source = source[:start] + source[end:].replace("(double)", "(angle)")
+    source = source.replace(", float[1,s,8] double, float[b,2,s,8] turned", "")
+    body = f"""
+        {cut}
+        ac = Mul(a, cos)
+        bs = Mul(b, sin)
+        p = Sub(ac, bs)
+        bc = Mul(cos, b)
+        as = Mul(a, sin)
+        q = Add(bc, as)
+        {join}
+    }}"""
+    return source[: source.index("low = Slice")] + body
+
+
+@pytest.mark.parametrize(("cut", "join"), PARTS.values(), ids=PARTS)
+def test_a_rotation_written_over_two_parts(cut, join, graph, run, rng):
+    before, after = (build(graph, in_parts(cut, join)) for _ in range(2))
+    assert fuse(after) == {"RotaryEmbedding": ["p"]}
+    data = {"x": rng.standard_normal((3, 2, 6, 8)).astype(np.float32)}
+    np.testing.assert_allclose(run(after, data)["y"], run(before, data)["y"], atol=1e-6)
+
+
+def test_halves_that_are_the_whole_are_not_cut_and_joined_again(graph):
+    model = build(graph, in_parts(*PARTS["halves"]))
+    fuse(model)
+    (node,) = [n for n in model.graph if n.op_type == "RotaryEmbedding"]
+    assert node.inputs[0] is model.graph.inputs[0]
+    assert model.graph.outputs[0].producer() is not None
+
+
+def test_two_parts_with_a_wrong_sign_are_left_alone(graph):
+    source = in_parts(*PARTS["halves"]).replace("q = Add(bc, as)", "q = Sub(bc, as)")
+    assert fuse(build(graph, source)) == {}

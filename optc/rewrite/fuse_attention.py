@@ -1,0 +1,230 @@
+"""Replace one attention site after the other by the canonical op."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import onnx_ir as ir
+
+from optc.core.base import Refusal
+from optc.ir.flash_attention import AttentionSpec, add_flash_attention
+from optc.ir.insert import Insert
+from optc.ir.masks import MaskMeaning, read_mask
+from optc.ir.probe import Probe
+from optc.rewrite.attention import AttentionMatch
+from optc.rewrite.mask_graph import MaskSite, join_masks, padding_mask
+from optc.rewrite.mask_terms import split_mask
+from optc.rewrite.movement import is_same
+from optc.rewrite.operands import Operands, find_operands, given_operands
+from optc.rewrite.scores import MaskTerm, NotFused
+
+__all__ = ["HEADS", "AttentionFusion"]
+
+HEADS = "_heads"  # ends the name of a fused output whose site is an output of the graph
+
+_PROBE_SIZES = (2, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79)
+_DEEPEST = 8  # levels that a mask is taken apart
+_Counts = tuple[int | str | None, int | str | None]
+
+
+@dataclasses.dataclass
+class _Band:
+    """What the masks of one site mean together; `left` cannot be said by attributes."""
+
+    causal: bool
+    window: int = 0
+    left: list[MaskTerm] = dataclasses.field(default_factory=list)
+
+
+class AttentionFusion:
+    """The rewriting of one model: masks are read once, however many layers share them.
+
+    Args:
+        model: Changed in place by `rewrite`.
+
+    Attributes:
+        sites: Names of the rewritten sites.
+        kinds: How many sites became which overload.
+        notes: Sentences about what was made of masks.
+    """
+
+    def __init__(self, model: ir.Model):
+        self.model = model
+        symbols = {s for v in model.graph.inputs if v.shape for s in v.shape.free_symbols()}
+        fixed = {d for n in model.graph for v in n.outputs if v.shape for d in v.shape}
+        free = [size for size in _PROBE_SIZES if size not in fixed]  # no size is like another
+        self.probe = Probe(model, dict(zip(sorted(symbols), free, strict=False)))
+        self.sites: list[str] = []
+        self.kinds: dict[str, int] = {}
+        self.notes: dict[str, None] = {}
+        self._joined: dict[tuple[object, ...], tuple[ir.Value | None, str]] = {}
+        self._meanings: dict[tuple[MaskTerm, int | str | None, int | str | None], MaskMeaning] = {}
+        self._padding: dict[ir.Value, ir.Value] = {}
+
+    def rewrite(self, match: AttentionMatch) -> Refusal | None:
+        """Replace one site, or say why not."""
+        try:
+            self._rewrite(match)
+        except NotFused as reason:
+            return Refusal(str(match.output.name), str(reason))
+        return None
+
+    def _rewrite(self, match: AttentionMatch) -> None:
+        at = match.output.producer()
+        assert at is not None
+        insert = Insert(self.model, at)
+        found = find_operands(self.probe, match, insert)
+        if isinstance(found, str) or match.past is not None:
+            found = given_operands(self.probe, match) or found
+        if isinstance(found, str):
+            raise NotFused(found)
+        scale = match.scale * found.factor
+        if not scale > 0:
+            raise NotFused(f"its scores are multiplied by {scale:g}, which kernels do not do")
+        counts = _count(found.query), _count(found.key)
+        aligned = match.past is not None or (counts[0] is not None and counts[0] == counts[1])
+        if match.causal and not aligned:
+            raise NotFused("it is causal, and queries and keys may differ in number")
+        band = self._band(match, counts)
+        mask, kind = self._mask(insert, band.left, found, counts)
+        spec = AttentionSpec(
+            scale=scale,
+            causal=band.causal,
+            window=band.window,
+            softcap=match.softcap,
+            mask=kind,
+            cache="concat" if match.past is not None else "",
+            lengths=match.lengths is not None,
+        )
+        inputs = {"query": found.query, "key": found.key, "value": found.value}
+        for factor in match.head_factors:
+            made = insert.node("Mul", [inputs["query"], factor], found.query.dtype)
+            made.shape, inputs["query"] = found.query.shape, made
+        inputs |= {"mask": mask} if mask is not None else {}
+        inputs |= {"lengths": match.lengths} if match.lengths is not None else {}
+        if match.past is not None:
+            inputs |= {"past_key": match.past[0], "past_value": match.past[1]}
+        self._replace(at, match, spec, inputs)
+
+    def _band(self, match: AttentionMatch, counts: _Counts) -> _Band:
+        band = _Band(match.causal)
+        for term, meaning in [t for mask in match.masks for t in self._parts(mask, counts)]:
+            if meaning.residual:
+                band.left.append(term)
+                continue
+            if meaning.padding is not None:
+                band.left.append(self._padded(meaning.padding))
+                if term.finite:
+                    self.notes.setdefault(
+                        "a row whose every key is padding gives zeros, where the model as given "
+                        "averages values that mean nothing"
+                    )
+            band.causal = band.causal or meaning.causal
+            if meaning.window and band.window and meaning.window != band.window:
+                raise NotFused("it has two different windows")
+            band.window = meaning.window or band.window
+        for gate in match.gates:
+            meaning = read_mask(self.model, gate, *counts, gate=True)
+            if meaning.residual or (meaning.causal, meaning.window) != (band.causal, band.window):
+                raise NotFused(f"its scores are multiplied by '{gate.name}', which no mask hides")
+        return band
+
+    def _parts(
+        self, term: MaskTerm, counts: _Counts, depth: int = _DEEPEST
+    ) -> list[tuple[MaskTerm, MaskMeaning]]:
+        """A mask with its meaning; its parts with theirs, where that says more."""
+        meaning = self._meaning(term, counts)
+        parts = split_mask(term) if meaning.residual and depth else []
+        found = [read for part in parts for read in self._parts(part, counts, depth - 1)]
+        if not found or (len(parts) > 1 and all(m.residual for _, m in found)):
+            return [(term, meaning)]
+        return found
+
+    def _padded(self, padding: ir.Value) -> MaskTerm:
+        if padding not in self._padding:
+            first = Insert(self.model, self.model.graph[0])
+            self._padding[padding] = padding_mask(first, padding)
+        return MaskTerm(self._padding[padding], view=(None,) * 4)
+
+    def _meaning(self, term: MaskTerm, counts: _Counts) -> MaskMeaning:
+        key = (dataclasses.replace(term, view=None), *counts)
+        if key not in self._meanings:
+            found = read_mask(
+                self.model, term.value, *counts, negated=term.negated, factor=term.factor
+            )
+            self._meanings[key] = found
+        return self._meanings[key]
+
+    def _mask(
+        self, insert: Insert, terms: list[MaskTerm], found: Operands, counts: _Counts
+    ) -> tuple[ir.Value | None, str]:
+        """Join what is left; layers share what their masks become."""
+        terms = list(dict.fromkeys(terms))
+        same = (*map(str, terms), *(t.value for t in terms), *counts, found.query.dtype)
+        key = (same, found.split)
+        if None in counts or key not in self._joined:
+            site = MaskSite(found.query, found.key, found.split)
+            self._joined[key] = join_masks(insert, terms, site)
+        return self._joined[key]
+
+    def _replace(
+        self,
+        at: ir.Node,
+        match: AttentionMatch,
+        spec: AttentionSpec,
+        inputs: dict[str, ir.Value],
+    ) -> None:
+        output, name = match.output, str(match.output.name)
+        node = add_flash_attention(self.model, spec, inputs, name=name)
+        self.model.graph.insert_before(at, node)
+        made = node.outputs[0]
+        output.name = f"{name}_unfused"
+        rank = len(output.shape) if output.shape is not None else 4
+        if rank == 4:
+            made.type, made.shape = output.type, output.shape
+            ir.convenience.replace_all_uses_with(output, made, replace_graph_outputs=True)
+        else:
+            self._back(Insert(self.model, at), made, output)
+        keys = node.outputs[1:] or (inputs["key"], inputs["value"])
+        for given, new in zip(match.presents, keys, strict=False):
+            self._hand_over(at, given, new)
+        self.sites.append(name)
+        kind = spec.overload or "plain"
+        self.kinds[kind] = self.kinds.get(kind, 0) + 1
+
+    def _hand_over(self, at: ir.Node, given: ir.Value, new: ir.Value) -> None:
+        """Users of all keys, or values, that the standard op gave get them from here."""
+        if not given.uses() and not given.is_graph_output():
+            return
+        if given.is_graph_output() and (new.is_graph_output() or not new.producer()):
+            new = Insert(self.model, at).node("Identity", [new], new.dtype, given.shape)
+        if given.is_graph_output():
+            name, given.name = given.name, f"{given.name}_unfused"
+            new.name = name
+        new.shape = new.shape or given.shape
+        ir.convenience.replace_all_uses_with(given, new, replace_graph_outputs=True)
+
+    def _back(self, insert: Insert, made: ir.Value, output: ir.Value) -> None:
+        """Give the users of [.., S, D] what they had, or [B,H,S,D] where they go back to it."""
+        lead = [dim if isinstance(dim, int) else None for dim in output.shape[:-2]]  # type: ignore
+        unknown = [i for i, dim in enumerate(lead) if dim is None]
+        if len(unknown) > 1:
+            raise NotFused(f"its output {output.shape} has more than one axis of unknown size")
+        sizes = insert.ints([-1 if dim is None else dim for dim in lead])
+        shape = insert.concat([sizes, insert.size(made, 2)])
+        flat = insert.node("Reshape", [made, shape], output.dtype, output.shape)
+        if output.is_graph_output():
+            made.name, flat.name = f"{made.name}{HEADS}", made.name
+        ir.convenience.replace_all_uses_with(output, flat, replace_graph_outputs=True)
+        for user in [use.node for use in flat.uses()]:
+            back = user.outputs[0]
+            if user.op_type != "Reshape" or back.is_graph_output():
+                continue
+            if is_same(self.probe, made, back):
+                ir.convenience.replace_all_uses_with(back, made)
+
+
+def _count(value: ir.Value) -> int | str | None:
+    """The number of tokens of [B,H,S,D], or the expression that it is."""
+    dim = value.shape[2] if value.shape is not None and len(value.shape) == 4 else None
+    return dim.value if isinstance(dim, ir.SymbolicDim) else dim
