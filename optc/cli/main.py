@@ -85,8 +85,8 @@ def _explain(error: Exception, words: list[str]) -> int:
         return _say(_usage(error), error.exit_code)
     if isinstance(error, MemoryError):
         return _say("the machine has not enough memory for this", 3)
-    words = " ".join(f"{type(error).__name__}: {error}".split())
-    return _say(f"a bug of optc ({words}); run with OPTC_DEBUG=1 for the traceback", BUG)
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return _say(f"a bug of optc ({text}); run with OPTC_DEBUG=1 for the traceback", BUG)
 
 
 def _document(error: OptcError) -> dict[str, Any]:
