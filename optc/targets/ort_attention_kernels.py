@@ -87,7 +87,8 @@ class Kernels:
         """Replace a site by standard `Attention`."""
         spec = site.spec
         inputs: list[ir.Value | None] = [*self._operands(site), site.inputs.get("mask")]
-        if spec.lengths or (spec.causal and not site.as_many_keys):
+        if spec.lengths or spec.causal:
+            # Equal counts need no lengths to be right, but the kernel is slower without them.
             inputs += [None, None, self._valid(site)]
         attributes = {
             "is_causal": int(spec.causal),
