@@ -32,7 +32,7 @@ def refuses_grouped(site: Site) -> str:
     spec, key = site.spec, site.key
     reasons = {
         "it is not causal": not spec.causal,
-        "where a mask hides a whole row, it gives NaN": bool(spec.mask),
+        "with a mask it is the slower one": bool(spec.mask),
         "it takes lengths only with a cache": spec.lengths and not spec.cache,
         "queries and new keys may differ in number": not site.as_many_keys,
         "the numbers of heads or their sizes are not known": not site.heads_are_known,
@@ -86,10 +86,11 @@ class Kernels:
     def write_attention(self, site: Site) -> ir.Node:
         """Replace a site by standard `Attention`."""
         spec = site.spec
-        inputs: list[ir.Value | None] = [*self._operands(site), site.inputs.get("mask")]
+        rows = self._operands(site)
+        inputs: list[ir.Value | None] = [*rows, site.inputs.get("mask")]
         if spec.lengths or spec.causal:
             # Equal counts need no lengths to be right, but the kernel is slower without them.
-            inputs += [None, None, self._valid(site)]
+            inputs += [None, None, self._valid(site, rows)]
         attributes = {
             "is_causal": int(spec.causal),
             "scale": spec.scale,
@@ -103,16 +104,16 @@ class Kernels:
     def write_grouped(self, site: Site) -> ir.Node:
         """Replace a site by `GroupQueryAttention`."""
         self._model.opset_imports[_CONTRIB] = self._graph.opset_imports[_CONTRIB] = 1
-        operands = self._operands(site)
+        rows = self._operands(site)
         if site.spec.cache == "concat" and site.spec.lengths:
-            return self._replace(site, self._growing(site, operands))
-        return self._replace(site, self._grouped(site, operands, self._pasts(site)))
+            return self._replace(site, self._growing(site, rows))
+        return self._replace(site, self._grouped(site, rows, self._pasts(site)))
 
     def _grouped(
-        self, site: Site, operands: list[ir.Value], pasts: list[ir.Value] | list[None]
+        self, site: Site, rows: list[ir.Value], pasts: list[ir.Value] | list[None]
     ) -> ir.Node:
         spec = site.spec
-        last, total, new = self._counts(site)
+        last, total, new = self._counts(site, rows)
         attributes = {
             "num_heads": site.query[1],
             "kv_num_heads": site.key[1],
@@ -120,7 +121,7 @@ class Kernels:
             "softcap": spec.softcap,
             "local_window_size": spec.window or -1,
         }
-        inputs: list[ir.Value | None] = [*operands, *pasts, last, total]
+        inputs: list[ir.Value | None] = [*rows, *pasts, last, total]
         if spec.cache:
             inputs += [None] * (_QUERY_SEQLENS - len(inputs)) + [new]
         return ir.node("GroupQueryAttention", inputs, attributes, domain=_CONTRIB, num_outputs=3)
@@ -130,13 +131,13 @@ class Kernels:
             return [None, None]
         return [site.inputs["past_key"], site.inputs["past_value"]]
 
-    def _growing(self, site: Site, operands: list[ir.Value]) -> ir.Node:
+    def _growing(self, site: Site, rows: list[ir.Value]) -> ir.Node:
         """A growing cache; one that was rolled back is cut first, which costs a copy.
 
         The kernel gives as many keys as came in, and the op only as many as there are.
         """
-        fits, kept = self._fit(site)
-        whole = self._grouped(site, operands, self._pasts(site))
+        fits, kept = self._fit(site, rows)
+        whole = self._grouped(site, rows, self._pasts(site))
         first, axis = self._constant(0), self._constant(2)
         cuts = [
             ir.node("Slice", [past, first, kept, axis])
@@ -144,7 +145,7 @@ class Kernels:
         ]
         for cut in cuts:
             cut.outputs[0].type = site.inputs["past_key"].type
-        short = self._grouped(site, operands, [cut.outputs[0] for cut in cuts])
+        short = self._grouped(site, rows, [cut.outputs[0] for cut in cuts])
         branches = {
             "then_branch": self._branch(site, "whole", [whole]),
             "else_branch": self._branch(site, "cut", [*cuts, short]),
@@ -161,6 +162,7 @@ class Kernels:
         return ir.Graph([], nodes[-1].outputs, nodes=nodes, name=str(nodes[-1].name))
 
     def _operands(self, site: Site) -> list[ir.Value]:
+        """Query, key and value as [B,S,H*D]: the `rows` of the methods below."""
         sizes = {"query": site.query, "key": site.key, "value": site.value}
         return [
             self._rows.of(site.inputs[name], _whole(dims[1]), _whole(dims[3]), before=site.node)
@@ -186,12 +188,12 @@ class Kernels:
         self._graph.remove(old, safe=True)
         return node
 
-    def _counts(self, site: Site) -> list[ir.Value]:
+    def _counts(self, site: Site, rows: list[ir.Value]) -> list[ir.Value]:
         """int32: index of each row's last key [B], most keys of any row [], new keys [B]."""
         key = ("counts", *self._same(site))
         if key not in self._made:
-            valid, new = self._valid(site), self._new(site)
-            batch = self._shape_of(site, "query", 0)
+            valid, new = self._valid(site, rows), self._new(site, rows)
+            batch = self._size(site, rows[0], 0)
             last = self._add(site, "last", "Sub", [valid, self._constant(1)])
             most = self._add(site, "most", "ReduceMax", [valid], keepdims=0)
             each = self._add(site, "each", "Expand", [new, batch])
@@ -201,37 +203,37 @@ class Kernels:
             ]
         return self._made[key]
 
-    def _fit(self, site: Site) -> tuple[ir.Value, ir.Value]:
+    def _fit(self, site: Site, rows: list[ir.Value]) -> tuple[ir.Value, ir.Value]:
         """Whether the past holds as many keys as the longest row had [], and how many [1]."""
         key = ("fit", *self._same(site))
         if key not in self._made:
-            most = self._add(site, "longest", "ReduceMax", [self._valid(site)], keepdims=1)
-            kept = self._add(site, "kept", "Sub", [most, self._new(site)])
-            held = self._shape_of(site, "past_key", 2)
+            most = self._add(site, "longest", "ReduceMax", [self._valid(site, rows)], keepdims=1)
+            kept = self._add(site, "kept", "Sub", [most, self._new(site, rows)])
+            held = self._size(site, site.inputs["past_key"], 2)
             fits = self._add(site, "fits", "Equal", [kept, held])
             self._made[key] = [self._add(site, "fits_all", "Squeeze", [fits]), kept]
         fits, kept = self._made[key]
         return fits, kept
 
-    def _valid(self, site: Site) -> ir.Value:
+    def _valid(self, site: Site, rows: list[ir.Value]) -> ir.Value:
         """Valid keys of each row, new ones included, int64 [B]."""
         if site.spec.lengths:
             return site.inputs["lengths"]
         key = ("valid", *self._same(site))
         if key not in self._made:
-            count = self._shape_of(site, "key", 2)
+            count = self._size(site, rows[1], 1)
             if site.spec.cache:
-                held = self._shape_of(site, "past_key", 2)
+                held = self._size(site, site.inputs["past_key"], 2)
                 count = self._add(site, "count", "Add", [held, count])
-            batch = self._shape_of(site, "query", 0)
+            batch = self._size(site, rows[0], 0)
             self._made[key] = [self._add(site, "valid", "Expand", [count, batch])]
         return self._made[key][0]
 
-    def _new(self, site: Site) -> ir.Value:
+    def _new(self, site: Site, rows: list[ir.Value]) -> ir.Value:
         """Number of new keys, int64 [1]."""
         key = ("new", *self._same(site))
         if key not in self._made:
-            self._made[key] = [self._shape_of(site, "key", 2)]
+            self._made[key] = [self._size(site, rows[1], 1)]
         return self._made[key][0]
 
     def _same(self, site: Site) -> tuple[object, ...]:
@@ -242,9 +244,9 @@ class Kernels:
         known = None not in sizes and (past is None or held is not None)
         return (site.inputs.get("lengths"), *sizes, held) if known else (site.node,)
 
-    def _shape_of(self, site: Site, name: str, axis: int) -> ir.Value:
-        attributes = {"start": axis, "end": axis + 1}
-        return self._add(site, f"{name}_{axis}", "Shape", [site.inputs[name]], **attributes)
+    def _size(self, site: Site, value: ir.Value, axis: int) -> ir.Value:
+        """int64 [1]; of [B,S,H*D] operands, so that nothing holds on to [B,H,S,D]."""
+        return self._add(site, f"size_{axis}", "Shape", [value], start=axis, end=axis + 1)
 
     def _add(
         self, site: Site, wish: str, op: str, inputs: list[ir.Value], **attributes: int
