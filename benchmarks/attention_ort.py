@@ -1,10 +1,13 @@
 """How fast is each way to write attention, on ONNX Runtime's CPU kernels?
 
-    python benchmarks/attention_ort.py [--layers 2] [--rounds 5] [--json FILE]
+    python benchmarks/attention_ort.py [--layers 2] [--rounds 5] [--clock cpu] [--json FILE]
 
 The decoder around the attention is the same for all: Llama-like, random weights, float32. Ways take
 turns; every number is the median over the rounds, and every ratio is to the unfused graph of the
 same rounds. Each way's logits are compared with those of the unfused graph first.
+
+On a machine that others use too, `--clock cpu` counts the seconds of processors that this process
+used, on one thread: waiting for a processor is not in it.
 
 A growing cache (`concat`) is an input that the runtime copies into a new output; a fixed one
 (`static`) is one buffer, input and output at once, twice as long as what is in it.
@@ -19,16 +22,21 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from attention_graphs import LOWERED, WAYS, Size, Way, decoder
+from attention_graphs import decoder
+from attention_ways import WAYS, Size, Way
 
 from optc.ir.interface import LENGTHS, LOGITS, TOKENS, past_name, present_name
 from optc.ir.save import save_model
+from optc.targets.ort_attention import attention_choices
 
 UNFUSED = WAYS[0]
+CLOCKS = {"wall": (time.perf_counter, 0), "cpu": (time.process_time, 1)}
+"""Seconds, and threads of one operator (0: the runtime's own choice)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +77,10 @@ class Runner:
         options.intra_op_num_threads = threads
         # Sessions in one process would spin against each other.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        model = decoder(size, way)
+        self.kernels = sorted({choice.kernel for choice in attention_choices(model)})
         with tempfile.TemporaryDirectory() as folder:
-            path = save_model(decoder(size, way), Path(folder) / "model.onnx")
+            path = save_model(model, Path(folder) / "model.onnx")
             self.session = ort.InferenceSession(path, options, ["CPUExecutionProvider"])
 
     def bind(self, case: Case) -> ort.IOBinding:
@@ -96,13 +106,13 @@ class Runner:
         self.session.run_with_iobinding(binding)
         return binding.get_outputs()[0].numpy()
 
-    def seconds(self, case: Case, turns: int) -> float:
-        """Median of `turns` runs, binding not counted."""
+    def seconds(self, case: Case, clock: Callable[[], float]) -> float:
+        """Median of a few runs, binding not counted."""
         binding, found = self.bind(case), []
-        for _ in range(turns):
-            started = time.perf_counter()
+        for _ in range(1 if case.new > 1 else 12):
+            started = clock()
             self.session.run_with_iobinding(binding)
-            found.append(time.perf_counter() - started)
+            found.append(clock() - started)
         return statistics.median(found)
 
 
@@ -117,15 +127,14 @@ def check(runners: list[Runner], case: Case) -> dict[Way, float]:
 
 
 def measure(
-    runners: list[Runner], todo: list[Case], rounds: int
+    runners: list[Runner], todo: list[Case], rounds: int, clock: Callable[[], float]
 ) -> dict[tuple[Way, Case], list[float]]:
     """Seconds of each round; the first round warms up and is dropped."""
     found: dict[tuple[Way, Case], list[float]] = {}
     for turn in range(rounds + 1):
         for case in todo:
-            turns = 1 if case.new > 1 else 12
             for runner in runners:
-                seconds = runner.seconds(case, turns)
+                seconds = runner.seconds(case, clock)
                 if turn:
                     found.setdefault((runner.way, case), []).append(seconds)
     return found
@@ -136,6 +145,7 @@ def table(runners: list[Runner], todo: list[Case], found: dict, errors: dict) ->
     for runner in runners:
         way = runner.way
         row = {"way": way.name, "layout": way.layout, "error": errors[way], "cases": {}}
+        row["picks"] = runner.kernels
         for case in todo:
             pairs = zip(found[UNFUSED, case], found[way, case], strict=True)
             row["cases"][case.name] = {
@@ -152,7 +162,9 @@ def show(rows: list[dict], todo: list[Case]) -> None:
     print("|" + "---|" * len(heads))
     for row in rows:
         timings = [f"{t['ms']:.1f}, {t['ratio']:.2f}" for t in row["cases"].values()]
-        name = f"**{row['way']}**" if row["way"] == LOWERED else row["way"]
+        name = row["way"]
+        if row["picks"]:
+            name = f"**{name}** (picks {', '.join(row['picks'])})"
         print("| " + " | ".join([name, row["layout"], *timings, f"{row['error']:.0e}"]) + " |")
 
 
@@ -160,7 +172,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=0, help="0: the runtime's own choice")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: one thread")
     parser.add_argument("--lengths", default="512,2048", help="tokens of prompts and caches")
     parser.add_argument("--only", default="", help="ways whose name contains this, and unfused")
     parser.add_argument("--json", type=Path)
@@ -172,9 +184,10 @@ def main() -> None:
     size = Size(layers=given.layers)
     todo = cases([int(n) for n in given.lengths.split(",")])
     chosen = [way for way in WAYS if way is UNFUSED or given.only in way.name]
-    runners = [Runner(size, way, given.threads) for way in chosen]
+    clock, threads = CLOCKS[given.clock]
+    runners = [Runner(size, way, threads) for way in chosen]
     errors = check(runners, Case("check", 40, 9))
-    found = measure(runners, todo, given.rounds)
+    found = measure(runners, todo, given.rounds, clock)
     rows = table(runners, todo, found, errors)
     show(rows, todo)
     if given.json:

@@ -198,8 +198,8 @@ class Kernels:
             most = self._add(site, "most", "ReduceMax", [valid], keepdims=0)
             each = self._add(site, "each", "Expand", [new, batch])
             self._made[key] = [
-                self._add(site, f"{value.name}_int32", "Cast", [value], to=_INT32)
-                for value in (last, most, each)
+                self._add(site, f"{label}_int32", "Cast", [value], to=_INT32)
+                for label, value in (("last", last), ("most", most), ("each", each))
             ]
         return self._made[key]
 
