@@ -19,6 +19,7 @@ from optc.ir.save import save_model
 from optc.targets.base import Target
 from optc.targets.evaluate import check_file
 from optc.targets.ort_attention import attention_facts, lower_attention
+from optc.targets.ort_norms import lower_norms
 from optc.targets.ort_quant import lower_quant
 from optc.targets.ort_session import OrtSession
 
@@ -56,6 +57,7 @@ class Ort(Target):
         """A copy with attention and quantised products as the runtime's kernels, nothing unused."""
         lowered = model.clone()
         lower_attention(lowered)
+        lower_norms(lowered)
         lower_quant(lowered)
         common.RemoveUnusedNodesPass()(lowered)
         common.RemoveUnusedFunctionsPass()(lowered)  # type: ignore[no-untyped-call]
