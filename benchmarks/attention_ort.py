@@ -1,6 +1,6 @@
 """How fast is each way to write attention, on ONNX Runtime's CPU kernels?
 
-    python benchmarks/attention_ort.py [--layers 2] [--rounds 5] [--clock cpu] [--json FILE]
+    python benchmarks/attention_ort.py [--layers 2] [--rounds 5] [--clock cpu] [--alone]
 
 The decoder around the attention is the same for all: Llama-like, random weights, float32. Ways take
 turns; every number is the median over the rounds, and every ratio is to the unfused graph of the
@@ -8,6 +8,9 @@ same rounds. Each way's logits are compared with those of the unfused graph firs
 
 On a machine that others use too, `--clock cpu` counts the seconds of processors that this process
 used, on one thread: waiting for a processor is not in it.
+
+`--alone` leaves the feed-forward layers and the vocabulary all but out, so that ratios are those of
+attention and its projections.
 
 A growing cache (`concat`) is an input that the runtime copies into a new output; a fixed one
 (`static`) is one buffer, input and output at once, twice as long as what is in it.
@@ -175,13 +178,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: one thread")
     parser.add_argument("--lengths", default="512,2048", help="tokens of prompts and caches")
     parser.add_argument("--only", default="", help="ways whose name contains this, and unfused")
+    parser.add_argument("--alone", action="store_true", help="next to nothing but attention")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
 def main() -> None:
     given = arguments()
-    size = Size(layers=given.layers)
+    rest = {"hidden": 8, "vocabulary": 64} if given.alone else {}
+    size = Size(layers=given.layers, **rest)
     todo = cases([int(n) for n in given.lengths.split(",")])
     chosen = [way for way in WAYS if way is UNFUSED or given.only in way.name]
     clock, threads = CLOCKS[given.clock]
