@@ -51,6 +51,7 @@ def _refuses_attention(site: Site) -> str:
         "it has no window": bool(spec.window),
         "the numbers of heads or their sizes are not known": not site.heads_are_known,
         "the query's batch or count is not known": None in site.query,
+        f"it is slower in {_name(site.dtype)}": site.dtype != ir.DataType.FLOAT,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from lowered_attention import choice_of, make_inputs, typed_model
@@ -40,6 +41,8 @@ STATIC = AttentionSpec(0.2, causal=True, cache="static", lengths=True)
         (CAUSAL, {"keys": 3, "dims": (12, 12)}, ATTENTION, "not a multiple of 8"),
         (dataclasses.replace(CAUSAL, mask="bias"), {"keys": 3}, ATTENTION, "the slower one"),
         (dataclasses.replace(CAUSAL, lengths=True), {"keys": 3}, ATTENTION, "only with a cache"),
+        (PLAIN, {"dtype": np.float16}, BODY, "it is slower in float16"),
+        (CAUSAL, {"keys": 3, "dtype": np.float16}, GROUPED, ""),
         (AttentionSpec(0.2, window=2), {}, BODY, "it has no window"),
         (dataclasses.replace(STATIC, causal=False), {}, BODY, "does not update a cache"),
     ],
