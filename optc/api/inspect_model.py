@@ -21,6 +21,7 @@ from optc.ir.flash_attention import DOMAIN, read_spec
 from optc.ir.interface import LENGTHS, cache_ports, ports
 from optc.ir.load import load_model
 from optc.rewrite.attention import match_attention
+from optc.targets.ort_attention import attention_choice
 
 __all__ = ["AttentionSite", "ModelReport", "inspect_model"]
 
@@ -156,6 +157,8 @@ def _sites(model: ir.Model) -> Iterator[AttentionSite]:
             set_fields = {k: v for k, v in dataclasses.asdict(spec).items() if v}
             detail = ", ".join(k if v is True else f"{k} {v}" for k, v in set_fields.items())
             yield AttentionSite(name, "canonical", detail)
+        elif (choice := attention_choice(node)) is not None:
+            yield AttentionSite(choice.site, choice.kernel, choice.why)
         elif (node.domain, node.op_type) in _FUSED:
             yield AttentionSite(name, node.op_type)
         elif (match := match_attention(node)) is not None:

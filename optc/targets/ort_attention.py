@@ -22,6 +22,7 @@ __all__ = [
     "BODY",
     "GROUPED",
     "Choice",
+    "attention_choice",
     "attention_choices",
     "attention_facts",
     "lower_attention",
@@ -62,16 +63,16 @@ def lower_attention(model: ir.Model) -> list[Choice]:
 
 
 def _lower(kernels: Kernels, site: Site) -> Choice:
-    why: list[str] = []
+    name, why = site.name, list[str]()  # writing a kernel gives the name away
     for kernel, refuses, write in (
         (GROUPED, refuses_grouped, kernels.write_grouped),
         (ATTENTION, kernels.refuses_attention, kernels.write_attention),
     ):
         reason = refuses(site)
         if not reason:
-            return _note(write(site), Choice(site.name, kernel, "; ".join(why)))
+            return _note(write(site), Choice(name, kernel, "; ".join(why)))
         why.append(f"{kernel}: {reason}")
-    return _note(site.node, Choice(site.name, BODY, "; ".join(why)))
+    return _note(site.node, Choice(name, BODY, "; ".join(why)))
 
 
 def _note(node: ir.Node, choice: Choice) -> Choice:
@@ -81,8 +82,14 @@ def _note(node: ir.Node, choice: Choice) -> Choice:
 
 def attention_choices(model: ir.Model) -> list[Choice]:
     """The choices of a lowered model, also of one that was saved and loaded again."""
-    notes = [node.metadata_props for node in model.graph if _KERNEL in node.metadata_props]
-    return [Choice(note[_SITE], note[_KERNEL], note[_WHY]) for note in notes]
+    choices = (attention_choice(node) for node in model.graph)
+    return [choice for choice in choices if choice is not None]
+
+
+def attention_choice(node: ir.Node) -> Choice | None:
+    """The choice that a node stands for, an `If` around two forms of a kernel included."""
+    note = node.metadata_props
+    return Choice(note[_SITE], note[_KERNEL], note[_WHY]) if _KERNEL in note else None
 
 
 def attention_facts(model: ir.Model) -> dict[str, Any]:

@@ -95,6 +95,11 @@ def test_what_was_chosen_and_why_is_among_the_engines_facts(tmp_path: Path) -> N
     }
 
 
+def test_a_site_behind_a_branch_is_one_choice() -> None:
+    (choice,) = attention_choices(Ort().lower(typed_model(GROWING, make_inputs(GROWING))))
+    assert (choice.site, choice.kernel) == ("site_0", GROUPED)
+
+
 def test_outputs_of_the_graph_keep_their_names() -> None:
     model = typed_model(GROWING, make_inputs(GROWING))
     names = [output.name for output in model.graph.outputs]
