@@ -23,6 +23,7 @@ from optc.ir.load import load_model
 from optc.rewrite.attention import match_attention
 from optc.rewrite.explain import attention_subgraph
 from optc.rewrite.plain_products import spell_plainly
+from optc.targets.ort_attention import attention_choice
 
 __all__ = ["AttentionSite", "ModelReport", "inspect_model"]
 
@@ -158,6 +159,8 @@ def _sites(model: ir.Model) -> Iterator[AttentionSite]:
             set_fields = {k: v for k, v in dataclasses.asdict(spec).items() if v}
             detail = ", ".join(k if v is True else f"{k} {v}" for k, v in set_fields.items())
             yield AttentionSite(name, "canonical", detail)
+        elif (choice := attention_choice(node)) is not None:
+            yield AttentionSite(choice.site, choice.kernel, choice.why)
         elif (match := match_attention(node)) is not None:
             kind = "decomposed" if node.op_type == "Softmax" else "standard"
             kind = node.op_type if node.domain else kind

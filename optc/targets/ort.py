@@ -18,6 +18,8 @@ from optc.ir.load import load_model
 from optc.ir.save import save_model
 from optc.targets.base import Target
 from optc.targets.evaluate import check_file
+from optc.targets.ort_attention import attention_facts, lower_attention
+from optc.targets.ort_norms import lower_norms
 from optc.targets.ort_quant import lower_quant
 from optc.targets.ort_session import OrtSession
 
@@ -52,8 +54,10 @@ class Ort(Target):
         ]
 
     def lower(self, model: ir.Model) -> ir.Model:
-        """A copy with quantised products as the runtime's own kernels, and nothing unused."""
+        """A copy with attention and quantised products as the runtime's kernels, nothing unused."""
         lowered = model.clone()
+        lower_attention(lowered)
+        lower_norms(lowered)
         lower_quant(lowered)
         common.RemoveUnusedNodesPass()(lowered)
         common.RemoveUnusedFunctionsPass()(lowered)  # type: ignore[no-untyped-call]
@@ -79,6 +83,7 @@ class Ort(Target):
             "hardware": "any CPU",
             "inputs": _facts(inputs),
             "outputs": _facts(outputs),
+            "details": attention_facts(model),
         }
 
     def open(self, folder: Path) -> OrtSession:

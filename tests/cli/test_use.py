@@ -243,7 +243,7 @@ def test_inspect_a_bundle(bundle: Path, optc: Optc) -> None:
 def test_inspect_the_engine_in_a_bundle(bundle: Path, optc: Optc) -> None:
     document = optc("inspect", bundle / "engine.onnx", "--json").json
     assert document["cache"] == "1 layers, 40 tokens"
-    assert document["attention"][0]["kind"] == "canonical"
+    assert document["attention"][0]["kind"] == "GroupQueryAttention"
 
 
 def test_passes_are_described_from_their_classes(optc: Optc) -> None:
