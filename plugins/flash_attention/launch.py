@@ -1,0 +1,103 @@
+"""Run the kernels on tensors: PyTorch's, on a GPU or in Triton's interpreter.
+
+Outputs are the caller's: nothing is allocated here, and PyTorch is not imported.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from optc.plugins.flash_attention.decode import combine_kernel, split_kernel
+from optc.plugins.flash_attention.op import Site, padded
+from optc.plugins.flash_attention.prefill import prefill_kernel
+from optc.plugins.flash_attention.tiles import Tile
+
+__all__ = ["Tensor", "decode", "prefill"]
+
+
+class Tensor(Protocol):
+    """As much of a tensor as is needed here; contiguous, on the device."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of its axes."""
+
+    def data_ptr(self) -> int:
+        """Address of its first element."""
+
+
+def prefill(
+    site: Site,
+    tile: Tile,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
+    output: Tensor,
+) -> None:
+    """Many query rows.
+
+    Args:
+        site: What to compute.
+        tile: How.
+        tensors: query, key, value, lengths and mask (or None), as in `op.INPUTS`.
+        output: [B,Hq,S,Dv], written.
+    """
+    query, key = tensors[0], tensors[1]
+    batch, heads, rows, _ = query.shape
+    grid = (-(-rows // tile.block_m), heads, batch)
+    prefill_kernel[grid](
+        *tensors,
+        rows,
+        key.shape[2],
+        output,
+        **site.constants(),
+        **tile.constants(),
+        **tile.options(),
+    )
+
+
+def decode(
+    site: Site,
+    tile: Tile,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
+    partial: Tensor,
+    weight: Tensor,
+    output: Tensor,
+) -> None:
+    """Few query rows, the keys split; the number of splits is that of `partial`.
+
+    Args:
+        site: What to compute.
+        tile: How.
+        tensors: query, key, value, lengths and mask (or None), as in `op.INPUTS`.
+        partial: [B,Hq,S,splits,Dv] float32, scratch. With one split it may be `output` itself (the
+            same elements in the same order), and then nothing is left to combine.
+        weight: [B,Hq,S,splits] float32, scratch.
+        output: [B,Hq,S,Dv], written.
+    """
+    query, key = tensors[0], tensors[1]
+    batch, heads, rows, _ = query.shape
+    splits = weight.shape[3]
+    tiles = -(-site.group * rows // tile.block_m)
+    split_kernel[(tiles * splits, site.kv_heads, batch)](
+        *tensors,
+        rows,
+        key.shape[2],
+        partial,
+        weight,
+        **site.constants(),
+        **tile.constants(),
+        SPLITS=splits,
+        **tile.options(),
+    )
+    if partial.data_ptr() == output.data_ptr():
+        return
+    combine_kernel[(batch * heads * rows,)](
+        partial,
+        weight,
+        output,
+        VALUE_DIM=site.value_dim,
+        BLOCK_V=padded(site.value_dim),
+        SPLITS=splits,
+        BLOCK_S=padded(splits),
+        num_warps=4,
+        enable_fp_fusion=True,
+    )
