@@ -1,16 +1,13 @@
-"""Compile the kernels ahead of time, on any machine: PTX to embed, and what it costs.
+"""Compile the kernels ahead of time, on any machine.
 
-Triton needs no GPU and no driver to compile for a given one. The assembler that comes with Triton
-says how many registers and how much shared memory the result takes.
+Triton needs no GPU and no driver to compile for a given one. The PTX is for embedding in an engine,
+`optc.plugins.flash_attention.resources` reads from the assembled form what it costs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import Any, Final
 
 import triton
@@ -23,13 +20,16 @@ from optc.plugins.flash_attention.op import Site, padded
 from optc.plugins.flash_attention.prefill import prefill_kernel
 from optc.plugins.flash_attention.tiles import Tile
 
-__all__ = ["ARCHITECTURES", "FORMS", "Compiled", "Resources", "compile_kernel", "resources"]
+__all__ = ["ARCHITECTURES", "FORMS", "Compiled", "compile_kernel"]
 
 ARCHITECTURES: Final = (80, 86, 89, 90, 100, 120)
 FORMS: Final = {"prefill": prefill_kernel, "split": split_kernel, "combine": combine_kernel}
 
+# The oldest that knows all of them (CUDA 12.8): a driver reads no PTX newer than itself.
+PTX_VERSION: Final = 87
+
 _MASK_TYPES: Final = {"bool": "*i1", "bias": ""}
-_PARAMETER: Final = re.compile(r",?\s*\.param [^,)]*?(\w+_param_(\d+))(?:\[\d+\])?(?=\s*[,)])")
+_PARAMETER: Final = re.compile(r",?\s*\.param [^,)]*?(\w+_param_(\d+))(?=\s*[,)])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,21 +48,6 @@ class Compiled:
     ptx: str
     cubin: bytes
     threads: int
-    shared: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Resources:
-    """What one thread, or one block, takes.
-
-    Attributes:
-        registers: Of a thread.
-        spilled: Bytes of registers that went to memory, of a thread.
-        shared: Shared memory of a block, in bytes.
-    """
-
-    registers: int
-    spilled: int
     shared: int
 
 
@@ -94,11 +79,17 @@ def compile_kernel(
     aligned = {
         (at,): [["tt.divisibility", 16]] for at, n in enumerate(names) if "*" in signature[n]
     }
-    built = triton.compile(
-        ASTSource(kernel, signature, {(names.index(n),): v for n, v in values.items()}, aligned),
-        target=GPUTarget("cuda", sm, 32),
-        options=tile.options(),
+    source = ASTSource(
+        kernel, signature, {(names.index(n),): v for n, v in values.items()}, aligned
     )
+    with triton.knobs.compilation.scope():
+        # Line information holds the paths of this machine, and an engine is to be reproducible.
+        triton.knobs.compilation.disable_line_info = True
+        built = triton.compile(
+            source,
+            target=GPUTarget("cuda", sm, 32),
+            options={**tile.options(), "ptx_version": PTX_VERSION},
+        )
     return Compiled(
         name=built.metadata.name,
         ptx=_without_scratch(built.asm["ptx"], len(types)),
@@ -139,24 +130,12 @@ def _without_scratch(ptx: str, arguments: int) -> str:
     Raises:
         PassContractError: One of them is read after all.
     """
-    head, brace, body = ptx.partition("{")
-    for whole, name, number in [m.group(0, 1, 2) for m in _PARAMETER.finditer(head)]:
+    before, entry, rest = ptx.partition(".visible .entry ")
+    head, end, body = rest.partition("\n)")
+    for whole, name, number in [m.group(0, 1, 2) for m in _PARAMETER.finditer(head + end)]:
         if int(number) < arguments:
             continue
         if name in body:
             raise PassContractError(f"the kernel reads the scratch pointer {name}", where="PTX")
         head = head.replace(whole, "")
-    return head + brace + body
-
-
-def resources(compiled: Compiled) -> Resources:
-    """Ask the disassembler what a kernel takes."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.cubin)
-        file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = dict(re.findall(r"\b(REG|STACK|SHARED):(\d+)", text))
-    shared = int(found["SHARED"]) + compiled.shared
-    return Resources(int(found["REG"]), int(found["STACK"]), shared)
+    return before + entry + head + end + body

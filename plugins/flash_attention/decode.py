@@ -69,7 +69,8 @@ def split_kernel(
     value += kv * keys * VALUE_DIM
     if MASK != "":
         plane = (batch if MASK_BATCH else 0) * (HEADS if MASK_HEADS else 1)
-        head = tl.program_id(1) * GROUP + r // rows if MASK_HEADS else tl.zeros_like(r)
+        g = tl.minimum(r // rows, GROUP - 1)
+        head = tl.program_id(1) * GROUP + g if MASK_HEADS else tl.zeros_like(r)
         mask_rows = mask + ((plane + head) * rows.to(tl.int64) + row)[:, None] * keys
     acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -81,8 +82,7 @@ def split_kernel(
         scores = tl.dot(q, k, input_precision=PRECISION)
         scores = scale_scores(scores, SCALE, SOFTCAP, LATER)
         if MASK != "":
-            inside = held[:, None] & (j < last)[None, :]
-            scores = hide(scores, mask_rows + j[None, :], inside, MASK)
+            scores = hide(scores, mask_rows + tl.minimum(j, keys - 1)[None, :], MASK)
         visible = (j < last)[None, :]
         if CAUSAL:
             visible = visible & (j[None, :] <= row[:, None] + offset)

@@ -1,9 +1,9 @@
 """What `optc::FlashAttention` is to a plugin: inputs, output, attributes, types, limits.
 
-Declared once; the kernels, the launcher, the compiler and the TensorRT plugins all read it here. The
-op is that of `optc.ir.flash_attention` with two differences. The cache update is not part of it: a
-target writes new keys into the cache first, and the kernel reads `[B,Hkv,T,D]` with a length per row.
-And lengths are always given: a site without them gets `T` for every row.
+Declared once; the kernels, the launcher, the compiler and the TensorRT plugins all read it here.
+The op is that of `optc.ir.flash_attention` with two differences. The cache update is not part of
+it: a target writes new keys into the cache first, and the kernel reads `[B,Hkv,T,D]` with a length
+per row. And lengths are always given: a site without them gets `T` for every row.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ __all__ = [
     "weight_shape",
 ]
 
-# query [B,Hq,S,D], key [B,Hkv,T,D], value [B,Hkv,T,Dv], lengths [B]; a mask [B|1,Hq|1,S,T] may follow.
+# query [B,Hq,S,D], key [B,Hkv,T,D], value [B,Hkv,T,Dv], lengths [B]; then the mask, where there is
+# one: [B|1,Hq|1,S,T], boolean or additive.
 INPUTS: Final = ("query", "key", "value", "lengths")
 MASKS: Final = ("", "bool", "bias")
 ATTRIBUTES: Final[dict[str, type]] = {
@@ -107,7 +108,7 @@ class Site:
             "VALUE_DIM": self.value_dim,
             "BLOCK_D": padded(self.dim),
             "BLOCK_V": padded(self.value_dim),
-            # Half-precision products are exact in float32 either way; float32 is not to become TF32.
+            # Half-precision products are exact in float32; float32 is not to become TF32.
             "PRECISION": "ieee",
         }
 

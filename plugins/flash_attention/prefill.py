@@ -1,7 +1,7 @@
 """The prefill kernel: many query rows, tiled, with online softmax (FlashAttention-2: Dao, 2023).
 
 One program computes `BLOCK_M` query rows of one head. Its keys fall into three ranges: those cut by
-the window, those that every row of the tile sees, and those cut by causality or by the row's length.
+the window, those that every row of the tile sees, and those cut by causality or the row's length.
 Only the first and the last pay for comparing positions; tiles outside are never loaded.
 
 Plain loads, no tensor-map descriptors: those need a buffer or an argument from the host, which a
@@ -26,14 +26,15 @@ __all__ = ["prefill_kernel"]
 
 @triton.jit
 def _attend_tiles(
-    acc, top, total, q, key, value, mask, first, last, row, offset, length, rows, keys,
+    acc, top, total, q, key, value, mask, first, last, m, row, offset, length, rows, keys,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     MASK: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     """Keys `first` to `last`, a multiple of `BLOCK_N` apart; `EDGE`: some may be hidden.
 
-    `key`, `value` and `mask` point at key 0 of the right head; `row` [M] are query positions.
+    `key` and `value` point at key 0 of the right head, `mask` at key 0 of the tile's first query;
+    `row` [M] are the positions of the queries, `m` within the tile and not past the last one.
     """
     LATER: tl.constexpr = SOFTCAP == 0.0 and MASK == "" and SCALE > 0.0
     FACTOR: tl.constexpr = SCALE * LOG2_E if LATER else 1.0
@@ -45,8 +46,8 @@ def _attend_tiles(
         scores = tl.dot(q, k, input_precision=PRECISION)
         scores = scale_scores(scores, SCALE, SOFTCAP, LATER)
         if MASK != "":
-            inside = (row < rows)[:, None] & (j < keys)[None, :]
-            scores = hide(scores, mask + row.to(tl.int64)[:, None] * keys + j[None, :], inside, MASK)
+            column = tl.minimum(n, keys - 1 - start) if EDGE else n
+            scores = hide(scores, mask + start + m[:, None] * keys + column[None, :], MASK)
         if EDGE:
             visible = (j < length)[None, :]
             if CAUSAL:
@@ -54,9 +55,7 @@ def _attend_tiles(
             if WINDOW > 0:
                 visible = visible & (j[None, :] > row[:, None] + (offset - WINDOW))
             scores = tl.where(visible, scores, float("-inf"))
-        weights, shrink, top, total = online_softmax(
-            scores, top, total, FACTOR, EDGE or MASK != ""
-        )
+        weights, shrink, top, total = online_softmax(scores, top, total, FACTOR, EDGE or MASK != "")
         w = load_tile(value + start * VALUE_DIM + n[:, None] * VALUE_DIM + v[None, :],
                   (j < length)[:, None], (v < VALUE_DIM)[None, :], EDGE,
                   VALUE_DIM != BLOCK_V)  # fmt: skip
@@ -123,8 +122,10 @@ def prefill_kernel(
     value += kv * keys * VALUE_DIM
     if MASK != "":
         plane = (batch if MASK_BATCH else 0) * (HEADS if MASK_HEADS else 1)
-        mask += (plane + (head if MASK_HEADS else 0)) * rows.to(tl.int64) * keys
+        plane = (plane + (head if MASK_HEADS else 0)) * rows.to(tl.int64) + tile * BLOCK_M
+        mask += plane * keys
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    m = tl.minimum(row, rows - 1) - tile * BLOCK_M
     d, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     q = load_tile(query + row[:, None] * DIM + d[None, :],
               (row < rows)[:, None], (d < DIM)[None, :], True, DIM != BLOCK_D)  # fmt: skip
@@ -136,17 +137,17 @@ def prefill_kernel(
     )
     if WINDOW > 0:
         acc, top, total = _attend_tiles(
-            acc, top, total, q, key, value, mask, begin, full_begin, row, offset, length, rows,
+            acc, top, total, q, key, value, mask, begin, full_begin, m, row, offset, length, rows,
             keys, SCALE, SOFTCAP, CAUSAL, WINDOW, MASK, DIM, VALUE_DIM, BLOCK_D, BLOCK_V, BLOCK_N,
             PRECISION, True,
         )  # fmt: skip
     acc, top, total = _attend_tiles(
-        acc, top, total, q, key, value, mask, full_begin, full_end, row, offset, length, rows,
+        acc, top, total, q, key, value, mask, full_begin, full_end, m, row, offset, length, rows,
         keys, SCALE, SOFTCAP, CAUSAL, WINDOW, MASK, DIM, VALUE_DIM, BLOCK_D, BLOCK_V, BLOCK_N,
         PRECISION, False,
     )  # fmt: skip
     acc, top, total = _attend_tiles(
-        acc, top, total, q, key, value, mask, full_end, end, row, offset, length, rows,
+        acc, top, total, q, key, value, mask, full_end, end, m, row, offset, length, rows,
         keys, SCALE, SOFTCAP, CAUSAL, WINDOW, MASK, DIM, VALUE_DIM, BLOCK_D, BLOCK_V, BLOCK_N,
         PRECISION, True,
     )  # fmt: skip

@@ -37,22 +37,22 @@ def scale_scores(products, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, LATER: tl
 
 
 @triton.jit
-def hide(scores, mask, inside, MASK: tl.constexpr):
+def hide(scores, mask, MASK: tl.constexpr):
     """Apply a tile of the mask input: boolean (True is visible) or additive.
 
     Args:
         scores: Scores of the tile, in base 2, float32.
-        mask: Pointers to the mask of the tile.
-        inside: Where those pointers may be read.
+        mask: Pointers to the mask of the tile. All can be read: where a tile reaches over the edge
+            they point at its last row or column, which costs less than a predicate each.
         MASK: `"bool"` or `"bias"`.
 
     A lowest-float bias stays finite in base 2, so that a row of nothing else is an average over all
     keys, as in the definition.
     """
     if MASK == "bool":
-        visible = tl.load(mask, mask=inside, other=0)
+        visible = tl.load(mask)
         return tl.where(visible != 0, scores, float("-inf"))
-    bias = tl.load(mask, mask=inside, other=0.0).to(tl.float32)
+    bias = tl.load(mask).to(tl.float32)
     lowered = tl.maximum(bias * LOG2_E, LOWEST)
     return tl.where(bias == float("-inf"), bias, scores + lowered)
 
