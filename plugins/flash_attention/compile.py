@@ -20,10 +20,10 @@ from optc.plugins.flash_attention.op import Site, padded
 from optc.plugins.flash_attention.prefill import prefill_kernel
 from optc.plugins.flash_attention.tiles import Tile
 
-__all__ = ["ARCHITECTURES", "FORMS", "Compiled", "compile_kernel"]
+__all__ = ["ARCHITECTURES", "Compiled", "compile_kernel"]
 
 ARCHITECTURES: Final = (80, 86, 89, 90, 100, 120)
-FORMS: Final = {"prefill": prefill_kernel, "split": split_kernel, "combine": combine_kernel}
+_KERNELS: Final = {"prefill": prefill_kernel, "split": split_kernel, "combine": combine_kernel}
 
 # The oldest that knows all of them (CUDA 12.8): a driver reads no PTX newer than itself.
 PTX_VERSION: Final = 87
@@ -54,10 +54,10 @@ class Compiled:
 def compile_kernel(
     form: str, site: Site, tile: Tile, sm: int, *, splits: int = 1, lengths: str = "i64"
 ) -> Compiled:
-    """Compile one of `FORMS`.
+    """Compile one kernel.
 
     Args:
-        form: `prefill`, `split` or `combine`.
+        form: One of `op.FORMS`.
         site: What to compute.
         tile: How; of no matter to `combine`, but for its warps.
         sm: Compute capability, such as 90.
@@ -70,7 +70,7 @@ def compile_kernel(
     reason = site.refusal()
     if reason:
         raise UnsupportedError(reason, remedy="let the function body compute it")
-    kernel: Any = FORMS[form]
+    kernel: Any = _KERNELS[form]
     constants = _constants(site, tile, splits)
     types = _types(form, site, lengths)
     names = kernel.arg_names

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from optc.plugins.flash_attention.decode import combine_kernel, split_kernel
-from optc.plugins.flash_attention.op import Site, padded
+from optc.plugins.flash_attention.op import Site, grid, padded
 from optc.plugins.flash_attention.prefill import prefill_kernel
-from optc.plugins.flash_attention.tiles import Tile
+from optc.plugins.flash_attention.tiles import COMBINE, Tile
 
 __all__ = ["Tensor", "decode", "prefill"]
 
@@ -41,9 +41,8 @@ def prefill(
         output: [B,Hq,S,Dv], written.
     """
     query, key = tensors[0], tensors[1]
-    batch, heads, rows, _ = query.shape
-    grid = (-(-rows // tile.block_m), heads, batch)
-    prefill_kernel[grid](
+    batch, _, rows, _ = query.shape
+    prefill_kernel[grid("prefill", site, tile.block_m, (batch, rows), 1, _cdiv)](
         *tensors,
         rows,
         key.shape[2],
@@ -74,10 +73,9 @@ def decode(
         output: [B,Hq,S,Dv], written.
     """
     query, key = tensors[0], tensors[1]
-    batch, heads, rows, _ = query.shape
+    batch, _, rows, _ = query.shape
     splits = weight.shape[3]
-    tiles = -(-site.group * rows // tile.block_m)
-    split_kernel[(tiles * splits, site.kv_heads, batch)](
+    split_kernel[grid("split", site, tile.block_m, (batch, rows), splits, _cdiv)](
         *tensors,
         rows,
         key.shape[2],
@@ -90,7 +88,7 @@ def decode(
     )
     if partial.data_ptr() == output.data_ptr():
         return
-    combine_kernel[(batch * heads * rows,)](
+    combine_kernel[grid("combine", site, 1, (batch, rows), splits, _cdiv)](
         partial,
         weight,
         output,
@@ -98,6 +96,9 @@ def decode(
         BLOCK_V=padded(site.value_dim),
         SPLITS=splits,
         BLOCK_S=padded(splits),
-        num_warps=4,
-        enable_fp_fusion=True,
+        **COMBINE.options(),
     )
+
+
+def _cdiv(size: int, by: int) -> int:
+    return -(-size // by)

@@ -9,8 +9,8 @@ per row. And lengths are always given: a site without them gets `T` for every ro
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Final, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
 
 from optc.ir.flash_attention import DOMAIN, AttentionSpec
 
@@ -19,16 +19,21 @@ __all__ = [
     "DOMAIN",
     "DTYPES",
     "INPUTS",
+    "FORMS",
     "LARGEST_HEAD",
     "MASKS",
     "Site",
+    "grid",
     "output_shape",
+    "padded",
     "partial_shape",
+    "plugin_name",
     "weight_shape",
 ]
 
 # query [B,Hq,S,D], key [B,Hkv,T,D], value [B,Hkv,T,Dv], lengths [B]; then the mask, where there is
 # one: [B|1,Hq|1,S,T], boolean or additive.
+FORMS: Final = ("prefill", "split", "combine")
 INPUTS: Final = ("query", "key", "value", "lengths")
 MASKS: Final = ("", "bool", "bias")
 ATTRIBUTES: Final[dict[str, type]] = {
@@ -42,7 +47,7 @@ ATTRIBUTES: Final[dict[str, type]] = {
 DTYPES: Final = ("fp16", "bf16", "fp32")
 LARGEST_HEAD: Final = 256
 
-_Size = TypeVar("_Size")
+_Size = TypeVar("_Size", bound=Any)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,3 +138,37 @@ def partial_shape(
 def weight_shape(query: Sequence[_Size], splits: _Size) -> tuple[_Size, ...]:
     """[B,Hq,S,splits]: base-2 log-sum-exp of each split's scores, in float32."""
     return (query[0], query[1], query[2], splits)
+
+
+def grid(
+    form: str,
+    site: Site,
+    block_m: int,
+    sizes: tuple[_Size, _Size],
+    splits: int,
+    cdiv: Callable[[_Size, int], _Size],
+) -> tuple[_Size | int, ...]:
+    """Programs to launch, along three axes.
+
+    Args:
+        form: One of `FORMS`.
+        site: What is computed.
+        block_m: Query rows of a tile.
+        sizes: B and S, numbers or whatever a runtime computes shapes with.
+        splits: Number of splits of the keys.
+        cdiv: Division that rounds up, of such sizes.
+    """
+    batch, rows = sizes
+    if form == "prefill":
+        return (cdiv(rows, block_m), site.heads, batch)
+    if form == "split":
+        return (cdiv(rows * site.group, block_m) * splits, site.kv_heads, batch)
+    return (batch * rows * site.heads, 1, 1)
+
+
+def plugin_name(form: str, mask: str = "") -> str:
+    """Name of the plugin op, in the domain `DOMAIN`, of one kernel and one kind of mask.
+
+    A plugin has a fixed number of inputs, so each kind of mask is an op of its own.
+    """
+    return f"FlashAttention{form.capitalize()}{mask.capitalize()}"

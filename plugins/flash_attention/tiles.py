@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-from optc.plugins.flash_attention.op import padded
+from optc.core.errors import UnsupportedError
+from optc.plugins.flash_attention.op import Site, padded
 
-__all__ = ["SHARED_LIMITS", "Tile", "decode_tile", "prefill_tiles", "split_count"]
+__all__ = ["COMBINE", "SHARED_DEFAULT", "SHARED_LIMITS", "Tile", "split_count", "tiles_for"]
 
 # Largest shared memory of one block in bytes (CUDA C++ Programming Guide, compute capabilities).
 SHARED_LIMITS: Final = {
@@ -51,6 +52,9 @@ class Tile:
         """Options of the compiler and the launch."""
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
+
+# The combining kernel has no tile, only warps.
+COMBINE: Final = Tile(16, 16, 4, 1)
 
 # Best first. For plain, causal or capped scores; a window adds a third loop, and a mask needs
 # addresses and values of its own in registers, so they get smaller tiles.
@@ -91,34 +95,52 @@ _MASKED: Final = (Tile(64, 32, 8, 2),)
 _MASKED_WIDE: Final = (Tile(128, 32, 8, 2),)
 
 
-def prefill_tiles(sm: int, head_size: int, *, masked: bool, window: bool) -> tuple[Tile, ...]:
-    """Tiles to try for the prefill kernel, the one expected to be fastest first.
+def tiles_for(form: str, site: Site, sm: int, rows: int = 1) -> tuple[Tile, ...]:
+    """Tiles to try for a kernel, the one expected to be fastest first.
+
+    The last one always fits what a block gets without asking the driver for more.
 
     Args:
-        sm: Compute capability, one of `SHARED_LIMITS`.
-        head_size: `Site.head_size`.
-        masked: Whether the site has a mask.
-        window: Whether it has a window.
+        form: One of `op.FORMS`.
+        site: What to compute.
+        sm: Compute capability, such as 90; one that is not known here gets the tiles of the next
+            lower one.
+        rows: S, as far as `split` is concerned.
+
+    Raises:
+        UnsupportedError: The kernel does not take this site, or the chip is too old.
     """
-    if masked:
-        return _MASKED_WIDE if sm == 90 and head_size <= 128 else _MASKED
-    tiles = _PREFILL[_SAME_AS.get(sm, sm)][max(32, head_size)]
-    return tiles[1:] if window and len(tiles) > 1 else tiles
+    if reason := site.refusal():
+        raise UnsupportedError(reason, remedy="let the function body compute it")
+    known = [known for known in SHARED_LIMITS if known <= sm]
+    if not known:
+        problem = f"the kernels need compute capability 8.0, and this chip has {sm / 10}"
+        raise UnsupportedError(problem, remedy="let the function body compute it")
+    sm = max(known)
+    if form == "combine":
+        return (COMBINE,)
+    small = Tile(64, 32, 4, 2) if site.head_size <= 128 else Tile(32, 16, 4, 2)
+    if form == "prefill":
+        best = _prefill_tiles(site, sm)
+    else:
+        best = (_decode_tile(site, sm, rows),)
+        small = dataclasses.replace(small, block_m=min(best[0].block_m, 32), block_n=16)
+    return best if small in best else (*best, small)
 
 
-def decode_tile(sm: int, head_size: int, packed: int) -> Tile:
-    """Tile for the decode kernel.
+def _prefill_tiles(site: Site, sm: int) -> tuple[Tile, ...]:
+    if site.spec.mask:
+        return _MASKED_WIDE if sm == 90 and site.head_size <= 128 else _MASKED
+    tiles = _PREFILL[_SAME_AS.get(sm, sm)][max(32, site.head_size)]
+    return tiles[1:] if site.spec.window and len(tiles) > 1 else tiles
 
-    Args:
-        sm: Compute capability, one of `SHARED_LIMITS`.
-        head_size: `Site.head_size`.
-        packed: Query rows that share a key head: S times the group.
-    """
-    block_m = min(64, padded(packed))
+
+def _decode_tile(site: Site, sm: int, rows: int) -> Tile:
+    block_m = min(64, padded(rows * site.group))
     roomy = SHARED_LIMITS[sm] > 128 * 1024
-    if head_size >= 256:
+    if site.head_size >= 256:
         return Tile(min(block_m, 32), 32, 4, 3 if roomy else 2)
-    if head_size == 128:
+    if site.head_size == 128:
         return Tile(block_m, 64, 4, 3 if roomy else 2)
     return Tile(block_m, 64, 4, 4 if roomy else 3)
 
