@@ -22,7 +22,7 @@ from optc.plugins.flash_attention.softmax import (
 __all__ = ["combine_kernel", "split_kernel"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "keys"])
 def split_kernel(
     query, key, value, lengths, mask, rows, keys, partial, weight,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,

@@ -87,7 +87,7 @@ def _ranges(tile, offset, length, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     return begin, full_begin, full_end, end
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "keys"])
 def prefill_kernel(
     query, key, value, lengths, mask, rows, keys, output,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,

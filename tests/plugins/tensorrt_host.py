@@ -3,7 +3,7 @@
 `tensorrt.plugin` is Python; it comes with TensorRT's bindings (`tensorrt-cu13-bindings`), whose
 compiled half does not load without the library. TensorRT-RTX shares that half except for the
 classes of ahead-of-time plugins. So here TensorRT-RTX takes the place of `tensorrt`, with stand-ins
-for what it lacks, and with expressions that are numbers, so that grids can be read. Run as a script,
+for what it lacks, and with expressions that are numbers, so that grids can be read. As a script
 it registers the plugins and asks them, as TensorRT would, for one engine; the last line of its
 output is the answers as JSON.
 """
