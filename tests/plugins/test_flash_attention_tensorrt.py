@@ -100,7 +100,7 @@ def test_half_precision_types_go_together(told: dict[str, Any]) -> None:
 
 
 def test_each_tile_is_a_tactic_for_tensorrt_to_time(told: dict[str, Any]) -> None:
-    assert told["answers"]["Prefill"]["tactics"] == [1, 2, 3]
+    assert told["answers"]["Prefill"]["tactics"] == [1, 2, 3, 4]
     assert told["answers"]["Split"]["tactics"] == [1, 2]
 
 
