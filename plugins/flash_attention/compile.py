@@ -25,7 +25,8 @@ __all__ = ["ARCHITECTURES", "Compiled", "compile_kernel"]
 ARCHITECTURES: Final = (80, 86, 89, 90, 100, 120)
 _KERNELS: Final = {"prefill": prefill_kernel, "split": split_kernel, "combine": combine_kernel}
 
-# The oldest that knows all of them (CUDA 12.8): a driver reads no PTX newer than itself.
+# The oldest that knows all of `ARCHITECTURES` (CUDA 12.8): a driver reads no PTX newer than itself.
+# What else there is may need a newer one, and gets the compiler's own.
 PTX_VERSION: Final = 87
 
 _MASK_TYPES: Final = {"bool": "*i1", "bias": ""}
@@ -82,13 +83,14 @@ def compile_kernel(
     source = ASTSource(
         kernel, signature, {(names.index(n),): v for n, v in values.items()}, aligned
     )
+    version = PTX_VERSION if sm in ARCHITECTURES else None
     with triton.knobs.compilation.scope():
         # Line information holds the paths of this machine, and an engine is to be reproducible.
         triton.knobs.compilation.disable_line_info = True
         built = triton.compile(
             source,
             target=GPUTarget("cuda", sm, 32),
-            options={**tile.options(), "ptx_version": PTX_VERSION},
+            options={**tile.options(), "ptx_version": version},
         )
     return Compiled(
         name=built.metadata.name,

@@ -79,6 +79,13 @@ def test_the_last_tile_needs_no_leave_of_the_driver(form: str) -> None:
         assert compile_kernel(form, where, tile, 90, splits=16).shared <= SHARED_DEFAULT
 
 
+@pytest.mark.parametrize("sm", [87, 121])
+def test_chips_between_the_known_ones_are_compiled_for_too(sm: int) -> None:
+    compiled = best("split", site(), sm)
+    assert f".target sm_{sm}" in compiled.ptx
+    assert_fits(resources(compiled), max(known for known in ARCHITECTURES if known <= sm))
+
+
 def test_hopper_uses_its_warp_group_instructions() -> None:
     ptx = best("prefill", site(), 90).ptx
     assert "wgmma.mma_async" in ptx
