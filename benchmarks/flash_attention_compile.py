@@ -37,7 +37,7 @@ HEADER = (
     "stack bytes",
     "spills in loops",
     "shared KB",
-    "too large",
+    "fits",
 )
 
 
@@ -96,7 +96,7 @@ def line(row: Row) -> str:
         taken.stack,
         taken.loop_spills,
         f"{taken.shared / 1024:.0f} of {SHARED_LIMITS[row.sm] // 1024}",
-        "" if row.fits else "yes",
+        "yes" if row.fits else "no",
     ]
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
 

@@ -57,42 +57,51 @@ class Tile:
 COMBINE: Final = Tile(16, 16, 4, 1)
 
 # Best first. For plain, causal or capped scores; a window adds a third loop, and a mask needs
-# addresses and values of its own in registers, so they get smaller tiles.
+# addresses and values of its own in registers, so they get smaller tiles. Three stages, not two,
+# wherever there is memory: with two, a tile is asked for at the end of one round and waited for at
+# the beginning of the next, and its way from memory is not hidden.
 _PREFILL: Final[dict[int, dict[int, tuple[Tile, ...]]]] = {
     80: {
         32: (Tile(128, 64, 4, 3), Tile(128, 64, 8, 3)),
-        64: (Tile(128, 64, 4, 2), Tile(128, 64, 8, 3)),
-        128: (Tile(64, 64, 4, 2), Tile(128, 32, 8, 3), Tile(64, 32, 4, 2)),
-        256: (Tile(64, 32, 8, 2), Tile(32, 32, 4, 2)),
+        64: (Tile(128, 64, 4, 3), Tile(128, 64, 8, 3)),
+        128: (Tile(128, 32, 8, 3), Tile(128, 64, 8, 3), Tile(64, 32, 4, 3)),
+        256: (Tile(64, 32, 8, 3), Tile(64, 16, 8, 3)),
     },
     86: {
         32: (Tile(128, 64, 4, 3), Tile(128, 64, 8, 3)),
-        64: (Tile(128, 64, 4, 2), Tile(128, 64, 8, 3)),
-        128: (Tile(128, 32, 8, 2), Tile(64, 32, 4, 2)),
-        256: (Tile(64, 32, 8, 2),),
+        64: (Tile(128, 64, 4, 3), Tile(128, 64, 8, 3)),
+        128: (Tile(128, 32, 8, 3), Tile(64, 32, 4, 3)),
+        256: (Tile(64, 16, 8, 3), Tile(64, 32, 8, 2)),
     },
     90: {
         32: (Tile(128, 64, 8, 3), Tile(128, 128, 8, 3)),
         64: (Tile(128, 64, 8, 3), Tile(128, 128, 8, 3)),
-        128: (Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(64, 64, 4, 2)),
-        256: (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2)),
+        128: (Tile(128, 128, 8, 3), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
+        256: (Tile(128, 32, 8, 3), Tile(128, 64, 8, 2)),
     },
     100: {
         32: (Tile(128, 64, 8, 3),),
-        64: (Tile(128, 64, 8, 3), Tile(128, 128, 8, 2)),
+        64: (Tile(128, 64, 8, 3), Tile(128, 128, 8, 3)),
         128: (Tile(128, 64, 8, 3), Tile(128, 128, 8, 2)),
-        256: (Tile(128, 32, 8, 2),),
+        256: (Tile(128, 32, 8, 3),),
     },
     120: {
         32: (Tile(128, 64, 8, 3),),
         64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
-        128: (Tile(128, 64, 8, 2), Tile(128, 32, 8, 3)),
-        256: (Tile(64, 32, 8, 2),),
+        128: (Tile(128, 64, 8, 3), Tile(128, 32, 8, 3)),
+        256: (Tile(64, 16, 8, 3), Tile(64, 32, 8, 2)),
     },
 }
+_WINDOW: Final = {
+    80: {64: (Tile(128, 64, 8, 3),)},
+    86: {64: (Tile(128, 64, 8, 3),)},
+    90: {128: (Tile(128, 64, 8, 3),)},
+    120: {128: (Tile(128, 32, 8, 3),)},
+}
 _SAME_AS: Final = {89: 86}
-_MASKED: Final = (Tile(64, 32, 8, 2),)
-_MASKED_WIDE: Final = (Tile(128, 32, 8, 2),)
+_MASKED: Final = (Tile(64, 32, 8, 3),)
+_MASKED_WIDE: Final = (Tile(128, 32, 8, 3),)
+_MASKED_LARGE: Final = (Tile(64, 32, 8, 2),)
 
 
 def tiles_for(form: str, site: Site, sm: int, rows: int = 1) -> tuple[Tile, ...]:
@@ -129,19 +138,24 @@ def tiles_for(form: str, site: Site, sm: int, rows: int = 1) -> tuple[Tile, ...]
 
 
 def _prefill_tiles(site: Site, sm: int) -> tuple[Tile, ...]:
+    if site.spec.mask and site.head_size > 128:
+        return _MASKED_LARGE
     if site.spec.mask:
-        return _MASKED_WIDE if sm == 90 and site.head_size <= 128 else _MASKED
-    tiles = _PREFILL[_SAME_AS.get(sm, sm)][max(32, site.head_size)]
-    return tiles[1:] if site.spec.window and len(tiles) > 1 else tiles
+        return _MASKED_WIDE if sm == 90 else _MASKED
+    known, size = _SAME_AS.get(sm, sm), max(32, site.head_size)
+    if site.spec.window:
+        return _WINDOW.get(known, {}).get(size, _PREFILL[known][size])
+    return _PREFILL[known][size]
 
 
 def _decode_tile(site: Site, sm: int, rows: int) -> Tile:
+    """Two programs at least are to fit a multiprocessor: while one waits, the other works."""
     block_m = min(64, padded(rows * site.group))
     roomy = SHARED_LIMITS[sm] > 128 * 1024
-    if site.head_size >= 256:
-        return Tile(min(block_m, 32), 32, 4, 3 if roomy else 2)
+    if site.head_size == 256:
+        return Tile(min(block_m, 32), 32 if roomy else 16, 4, 3)
     if site.head_size == 128:
-        return Tile(block_m, 64, 4, 3 if roomy else 2)
+        return Tile(block_m, 64 if roomy else 32, 4, 3)
     return Tile(block_m, 64, 4, 4 if roomy else 3)
 
 
