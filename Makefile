@@ -45,7 +45,7 @@ lock: ## Resolve pyproject.toml anew and rewrite requirements.lock
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python tools/install_torch.py
-	build/lock/bin/python -m pip install -qq '.[export,sign,dev]'
+	build/lock/bin/python -m pip install -qq '.[export,kernels,tensorrt-rtx,sign,dev]'
 	build/lock/bin/python tools/lock.py requirements.lock
 	rm -rf build/lock build/lib build/bdist.*
 

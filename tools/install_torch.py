@@ -6,7 +6,8 @@ sources are tried in turn:
 
 1. the CPU build, from the package sources configured here (mirror, folder of wheels);
 2. the CPU build, from PyTorch's own public index;
-3. the standard build, from the configured sources.
+3. the standard build, from the configured sources; it needs a Triton of its own choice, so here
+   our pins do not hold yet.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import sys
 
 VERSION = "2.13.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+STANDARD = "the standard build"
 ATTEMPTS = (
     ("the CPU build from your package sources", [f"torch=={VERSION}+cpu"]),
     (
         "the CPU build from PyTorch's index",
         [f"torch=={VERSION}+cpu", "--extra-index-url", CPU_INDEX, "--retries=0", "--timeout=15"],
     ),
-    ("the standard build", [f"torch=={VERSION}"]),
+    (STANDARD, [f"torch=={VERSION}"]),
 )
 
 
@@ -44,11 +46,12 @@ def main() -> None:
     if installed() == VERSION:
         return
     pip = [sys.executable, "-m", "pip", "install"]
-    pip += ["--constraint", constraint] if constraint else []
+    pins = ["--constraint", constraint] if constraint else []
     errors = []
     for what, arguments in ATTEMPTS:
         print(f"torch {VERSION}: trying {what}", flush=True)
-        done = subprocess.run([*pip, *arguments], stderr=subprocess.PIPE, text=True, check=False)
+        command = [*pip, *arguments, *([] if what == STANDARD else pins)]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode == 0:
             return
         errors.append(f"{what}:\n{done.stderr}")

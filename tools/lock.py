@@ -1,8 +1,8 @@
 """Write requirements.lock: exact versions of all that pyproject.toml asks for, as installed here.
 
 `make lock` installs the newest allowed versions into an empty environment and runs this there.
-PyTorch is left out, `tools/install_torch.py` pins it, and with it the CUDA libraries that only its
-standard build needs.
+PyTorch is left out, `tools/install_torch.py` pins it, and with it what only its standard build
+needs: CUDA libraries, and Triton where nobody else asks for it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from packaging.utils import canonicalize_name
 
 HEADER = "# Exact versions of the whole environment; written by `make lock`.\n"
 LEFT_OUT = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
+# There are no others.
+LINUX_ONLY = re.compile(r"triton|tensorrt-.*")
 
 
 def wanted(pyproject: Path) -> list[Requirement]:
@@ -32,6 +34,7 @@ def wanted(pyproject: Path) -> list[Requirement]:
 def closure(roots: list[Requirement]) -> dict[str, str]:
     """Installed version of each requirement and of all it needs, by canonical name."""
     pins: dict[str, str] = {}
+    asked_for = {canonicalize_name(root.name) for root in roots}
     seen: set[tuple[str, str]] = set()
     waiting = [(root, extra) for root in roots for extra in ("", *root.extras)]
     while waiting:
@@ -40,7 +43,7 @@ def closure(roots: list[Requirement]) -> dict[str, str]:
         if (name, extra) in seen:
             continue
         seen.add((name, extra))
-        if name != "torch" and LEFT_OUT.fullmatch(name):
+        if name not in asked_for and LEFT_OUT.fullmatch(name):
             continue
         distribution = importlib.metadata.distribution(name)
         pins[name] = distribution.version
@@ -52,10 +55,15 @@ def closure(roots: list[Requirement]) -> dict[str, str]:
     return pins
 
 
+def marker(name: str) -> str:
+    """Where a pin does not hold everywhere, where it does."""
+    return ' ; platform_system == "Linux"' if LINUX_ONLY.fullmatch(name) else ""
+
+
 def main() -> None:
     """Write the file named on the command line."""
     pins = closure(wanted(Path(__file__).parent.parent / "pyproject.toml"))
-    lines = [f"{name}=={version}\n" for name, version in sorted(pins.items())]
+    lines = [f"{name}=={version}{marker(name)}\n" for name, version in sorted(pins.items())]
     Path(sys.argv[1]).write_text(HEADER + "".join(lines), encoding="utf-8")
 
 

@@ -7,7 +7,9 @@ The semantics are those of `optc.ir.flash_attention`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from optc.core.context import Array
@@ -130,20 +132,34 @@ def _softmax(scores: Array, visible: Array, mask: Array | None) -> Array:
     return np.asarray(weights / np.where(total > 0, total, 1.0))
 
 
-def round_off(spec: AttentionSpec, inputs: Mapping[str, Array]) -> float:
-    """Largest error that rounding in the inputs' own dtype explains.
+def round_off(
+    spec: AttentionSpec, inputs: Mapping[str, Array], *, scores: str | None = None
+) -> float:
+    """Largest error that rounding explains.
 
     A score is a sum of products, wrong by about the unit round-off times the norms of query and
     key; an error d in the scores moves each weight by a factor of at most exp(2d), and the output
-    by that times the largest value.
+    by that times the largest value. Weights and output are rounded to the inputs' own dtype.
+
+    Args:
+        spec: Attributes of the site.
+        inputs: Arrays by the names of the op's inputs.
+        scores: Dtype in which scores are kept; None: that of the inputs.
     """
-    unit = float(np.finfo(inputs["query"].dtype).eps) / 2
+    unit = _unit(inputs["query"].dtype)
     query = _largest(np.linalg.norm(inputs["query"].astype(float), axis=-1))
     keys = [inputs[name].astype(float) for name in ("key", "past_key") if name in inputs]
     values = [inputs[name].astype(float) for name in ("value", "past_value") if name in inputs]
     score = abs(spec.scale) * query * max(_largest(np.linalg.norm(k, axis=-1)) for k in keys)
-    return 2 * unit * (1 + score) * max(_largest(v) for v in values)
+    score_unit = _unit(scores) if scores else unit
+    return 2 * (unit + score_unit * score) * max(_largest(v) for v in values)
+
+
+def _unit(dtype: np.dtype[Any] | str) -> float:
+    finfo: Any = ml_dtypes.finfo  # numpy's knows no bfloat16
+    return float(finfo(dtype).eps) / 2
 
 
 def _largest(array: Array) -> float:
-    return float(np.abs(array).max(initial=0.0))
+    """Largest finite magnitude: what lies behind a row's end may be anything."""
+    return float(np.abs(array).max(initial=0.0, where=np.isfinite(array)))

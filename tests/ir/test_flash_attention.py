@@ -1,19 +1,29 @@
 """`optc::FlashAttention` on ONNX Runtime agrees with float64 numpy, whatever its parts.
 
-The same cases hold for every realisation of the op; here it is the function body.
+The suite is `attention_cases.py`; here the realisation is the function body.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from itertools import product
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from attention_model import attention_model, make_inputs, run_attention
+from attention_cases import (
+    CAUSAL,
+    EVERY_SPEC,
+    GROWING,
+    PLAIN,
+    STATIC,
+    Case,
+    cases,
+    check,
+    label,
+    make_inputs,
+)
+from attention_model import attention_model, run_attention
 
-from optc.core.context import Array
 from optc.core.errors import PassContractError
 from optc.ir.flash_attention import (
     DOMAIN,
@@ -25,156 +35,10 @@ from optc.ir.flash_attention import (
 )
 from optc.plugins.flash_attention.reference import flash_attention, round_off
 
-PLAIN = AttentionSpec(0.2)
-CAUSAL = AttentionSpec(0.2, causal=True)
-GROWING = AttentionSpec(0.2, causal=True, cache="concat", lengths=True)
-STATIC = AttentionSpec(0.2, causal=True, cache="static", lengths=True)
 
-EVERY_SPEC = [
-    AttentionSpec(0.2, causal, window, softcap, mask, cache, lengths)
-    for mask, cache, lengths, causal, window, softcap in product(
-        ["", "bool", "bias"],
-        ["", "concat", "static"],
-        [False, True],
-        [False, True],
-        [0, 2],
-        [0.0, 3.0],
-    )
-    if lengths or cache != "static"
-]
-
-
-def label(spec: AttentionSpec) -> str:
-    return f"{spec.overload or 'plain'}{'_softcap' if spec.softcap else ''}"
-
-
-def assert_agrees(spec: AttentionSpec, inputs: dict[str, Array]) -> dict[str, Array]:
-    """Run the body, compare it with numpy, return what it gave."""
-    given, expected = run_attention(spec, inputs), flash_attention(spec, inputs)
-    np.testing.assert_allclose(
-        given["output"], expected["output"], rtol=0, atol=round_off(spec, inputs)
-    )
-    for name in ("present_key", "present_value"):
-        if name in expected:
-            assert_caches_equal(given[name], expected[name], inputs, name)
-    return given
-
-
-def assert_caches_equal(given: Array, expected: Array, inputs: dict[str, Array], name: str) -> None:
-    assert given.shape == expected.shape
-    full = np.full(given.shape[0], given.shape[2])
-    for row, length in enumerate(inputs.get("lengths", full)):
-        np.testing.assert_array_equal(given[row, :, :length], expected[row, :, :length], name)
-
-
-@pytest.mark.parametrize("spec", EVERY_SPEC, ids=label)
-def test_every_combination_of_parts(spec: AttentionSpec) -> None:
-    assert_agrees(spec, make_inputs(spec))
-
-
-@pytest.mark.parametrize("dim", [32, 64, 128, 256])
-@pytest.mark.parametrize("spec", [CAUSAL, GROWING, STATIC], ids=label)
-def test_head_sizes(spec: AttentionSpec, dim: int) -> None:
-    assert_agrees(dataclasses.replace(spec, scale=dim**-0.5), make_inputs(spec, dims=(dim, dim)))
-
-
-@pytest.mark.parametrize("spec", [CAUSAL, GROWING, STATIC], ids=label)
-def test_values_may_have_another_size_than_keys(spec: AttentionSpec) -> None:
-    assert_agrees(spec, make_inputs(spec, dims=(32, 48)))
-
-
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (8, 2), (4, 1)], ids=str)
-@pytest.mark.parametrize("spec", [CAUSAL, GROWING, STATIC], ids=label)
-def test_grouped_and_multi_query_heads(spec: AttentionSpec, heads: tuple[int, int]) -> None:
-    assert_agrees(spec, make_inputs(spec, heads=heads))
-
-
-@pytest.mark.parametrize("batch", [1, 2, 5])
-@pytest.mark.parametrize("spec", [CAUSAL, GROWING, STATIC], ids=label)
-def test_one_new_token(spec: AttentionSpec, batch: int) -> None:
-    assert_agrees(spec, make_inputs(spec, rows=1, batch=batch))
-
-
-@pytest.mark.parametrize("window", [0, 2])
-@pytest.mark.parametrize("lengths", [False, True])
-def test_a_growing_cache_that_is_still_empty(lengths: bool, window: int) -> None:
-    spec = AttentionSpec(0.2, causal=True, window=window, cache="concat", lengths=lengths)
-    assert_agrees(spec, make_inputs(spec, past=0, lengths=[3, 3] if lengths else None))
-
-
-@pytest.mark.parametrize("spec", [GROWING, STATIC], ids=label)
-@pytest.mark.parametrize("lengths", [[3, 3], [7, 3], [5, 7], [4, 6]], ids=str)
-def test_rows_of_different_length_and_rollback(spec: AttentionSpec, lengths: list[int]) -> None:
-    """A row shorter than the cache has stale keys behind its end: nobody may see them."""
-    assert_agrees(spec, make_inputs(spec, lengths=lengths))
-
-
-@pytest.mark.parametrize("window", [1, 2, 5, 100])
-@pytest.mark.parametrize("spec", [CAUSAL, GROWING, STATIC], ids=label)
-def test_windows_from_one_key_to_more_than_there_are(spec: AttentionSpec, window: int) -> None:
-    assert_agrees(dataclasses.replace(spec, window=window), make_inputs(spec))
-
-
-@pytest.mark.parametrize("kind", ["bool", "bias"])
-@pytest.mark.parametrize("window", [0, 2])
-def test_a_row_that_sees_nothing_gives_zeros(kind: str, window: int) -> None:
-    spec = AttentionSpec(0.2, window=window, mask=kind)
-    inputs = make_inputs(spec)
-    mask = np.ones((2, 1, 3, 7), bool)
-    mask[0, 0, 1] = False
-    inputs["mask"] = mask if kind == "bool" else np.where(mask, 0, -np.inf).astype(np.float32)
-    given = assert_agrees(spec, inputs)
-    np.testing.assert_array_equal(given["output"][0, :, 1], 0)
-    assert np.abs(given["output"][0, :, 2]).min() > 0
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_a_row_of_length_zero_gives_zeros(causal: bool) -> None:
-    spec = AttentionSpec(0.2, causal=causal, lengths=True)
-    given = assert_agrees(spec, make_inputs(spec, lengths=[0, 7]))
-    np.testing.assert_array_equal(given["output"][0], 0)
-
-
-def test_queries_before_the_first_key_give_zeros() -> None:
-    """Bottom-right alignment: of 3 queries over 1 key, only the last sees it."""
-    given = assert_agrees(CAUSAL, make_inputs(CAUSAL, keys=1))
-    np.testing.assert_array_equal(given["output"][:, :, :2], 0)
-
-
-def test_the_last_query_sees_the_last_key() -> None:
-    inputs = make_inputs(CAUSAL, rows=2, keys=5)
-    inputs["value"][:] = 0
-    inputs["value"][:, :, 4] = 1
-    output = run_attention(CAUSAL, inputs)["output"]
-    np.testing.assert_array_equal(output[:, :, 0], 0)
-    assert output[:, :, 1].min() > 0
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("spec", [PLAIN, CAUSAL, GROWING, STATIC], ids=label)
-def test_large_scores_do_not_overflow(spec: AttentionSpec, sign: int) -> None:
-    """exp(89) is already infinite in float32; these scores reach 10^5."""
-    inputs = make_inputs(spec)
-    inputs["query"] *= sign * 1e5
-    given = run_attention(spec, inputs)["output"]
-    expected = flash_attention(spec, inputs)["output"]
-    assert np.isfinite(given).all()
-    np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_mask_of_the_lowest_float_hides_like_a_boolean_one() -> None:
-    spec = AttentionSpec(0.2, mask="bias")
-    inputs = make_inputs(spec)
-    visible = np.random.default_rng(1).random((2, 1, 3, 7)) > 0.3
-    lowest = np.finfo(np.float32).min
-    hidden = run_attention(spec, inputs | {"mask": np.where(visible, 0, lowest).astype("f4")})
-    masked = run_attention(AttentionSpec(0.2, mask="bool"), inputs | {"mask": visible})
-    np.testing.assert_allclose(hidden["output"], masked["output"], rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("spec", [PLAIN, CAUSAL, GROWING, STATIC], ids=label)
-def test_half_precision(spec: AttentionSpec) -> None:
-    assert_agrees(spec, make_inputs(spec, dtype=np.float16))
+@pytest.mark.parametrize("case", cases("float32", "float16"), ids=str)
+def test_conformance(case: Case) -> None:
+    check(case, run_attention)
 
 
 @pytest.mark.parametrize("layout", ["concat", "static"])

@@ -21,7 +21,8 @@ def wanted(root: Path) -> list[Requirement]:
 @pytest.fixture(scope="module")
 def pins(root: Path) -> dict[str, str]:
     lines = (root / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    return dict(line.split("==") for line in lines if not line.startswith("#"))
+    found = [line.partition(" ;")[0] for line in lines if not line.startswith("#")]
+    return dict(line.split("==") for line in found)
 
 
 def test_every_requirement_is_pinned_to_a_version_it_allows(
@@ -38,7 +39,20 @@ def test_every_requirement_is_pinned_to_a_version_it_allows(
 
 def test_pytorch_is_left_to_its_own_script(pins: dict[str, str]) -> None:
     assert "torch" not in pins
-    assert not [name for name in pins if name.startswith(("nvidia-", "triton"))]
+    assert not [name for name in pins if name.startswith(("nvidia-", "cuda-"))]
+
+
+def test_what_exists_for_linux_only_is_asked_for_there_only(root: Path) -> None:
+    lines = (root / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    marked = {line.partition("==")[0] for line in lines if 'platform_system == "Linux"' in line}
+    assert marked == {
+        "tensorrt-cu13-bindings",
+        "tensorrt-rtx",
+        "tensorrt-rtx-cu13",
+        "tensorrt-rtx-cu13-bindings",
+        "tensorrt-rtx-cu13-libs",
+        "triton",
+    }
 
 
 def test_names_are_written_one_way(pins: dict[str, str]) -> None:

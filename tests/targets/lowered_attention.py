@@ -6,19 +6,14 @@ imported here and nowhere else in this folder.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import onnx_ir as ir
+from attention_cases import OUTPUTS, make_inputs
 
 from optc.core.context import Array
 from optc.ir.flash_attention import AttentionSpec, add_flash_attention
 from optc.targets.evaluate import open_model
 from optc.targets.ort import Ort
 from optc.targets.ort_attention import Choice, attention_choices
-
-sys.path.append(str(Path(__file__).parents[1] / "ir"))
-from attention_model import OUTPUTS, make_inputs
 
 __all__ = ["OUTPUTS", "choice_of", "make_inputs", "run_lowered", "to_rows", "typed_model"]
 

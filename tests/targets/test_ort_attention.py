@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from itertools import product
+import functools
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
+from attention_cases import CAUSAL, EVERY_SPEC, GROWING, STATIC, Case, cases, check, label
 from lowered_attention import make_inputs, run_lowered, typed_model
 
 from optc.core.context import Array
@@ -18,22 +19,6 @@ from optc.plugins.flash_attention.reference import flash_attention, round_off
 from optc.targets.evaluate import open_model
 from optc.targets.ort import Ort
 
-PLAIN = AttentionSpec(0.2)
-CAUSAL = AttentionSpec(0.2, causal=True)
-GROWING = AttentionSpec(0.2, causal=True, cache="concat", lengths=True)
-STATIC = AttentionSpec(0.2, causal=True, cache="static", lengths=True)
-EVERY_SPEC = [
-    AttentionSpec(0.2, causal, window, softcap, mask, cache, lengths)
-    for mask, cache, lengths, causal, window, softcap in product(
-        ["", "bool", "bias"],
-        ["", "concat", "static"],
-        [False, True],
-        [False, True],
-        [0, 2],
-        [0.0, 3.0],
-    )
-    if lengths or cache != "static"
-]
 FORMS = pytest.mark.parametrize("rows", [False, True], ids=["heads", "rows"])
 CACHES = pytest.mark.parametrize("spec", [GROWING, STATIC], ids=["concat", "static"])
 CAUSAL_ONES = pytest.mark.parametrize(
@@ -41,8 +26,10 @@ CAUSAL_ONES = pytest.mark.parametrize(
 )
 
 
-def label(spec: AttentionSpec) -> str:
-    return f"{spec.overload or 'plain'}{'_softcap' if spec.softcap else ''}"
+@FORMS
+@pytest.mark.parametrize("case", cases("float32", "float16"), ids=str)
+def test_conformance(case: Case, rows: bool) -> None:
+    check(case, functools.partial(run_lowered, rows=rows))
 
 
 def assert_agrees(
@@ -51,20 +38,15 @@ def assert_agrees(
     given, expected = run_lowered(spec, inputs, rows=rows), flash_attention(spec, inputs)
     tolerance = round_off(spec, inputs)
     np.testing.assert_allclose(given["output"], expected["output"], rtol=0, atol=tolerance)
-    for name in [name for name in expected if name != "output"]:
-        assert given[name].shape == expected[name].shape
-        lengths = inputs.get("lengths", np.full(len(given[name]), given[name].shape[2]))
-        for row, length in enumerate(lengths):
-            ours, theirs = given[name][row, :, :length], expected[name][row, :, :length]
-            np.testing.assert_array_equal(ours, theirs, name)
     return given
 
 
 @FORMS
-@pytest.mark.parametrize("keys", [3, 7], ids=["as many keys as queries", "more keys"])
 @pytest.mark.parametrize("spec", EVERY_SPEC, ids=label)
-def test_every_combination_of_parts(spec: AttentionSpec, keys: int, rows: bool) -> None:
-    assert_agrees(spec, make_inputs(spec, keys=keys), rows=rows)
+def test_every_combination_of_parts_with_as_many_keys_as_queries(
+    spec: AttentionSpec, rows: bool
+) -> None:
+    assert_agrees(spec, make_inputs(spec, keys=3), rows=rows)
 
 
 @FORMS
@@ -73,12 +55,6 @@ def test_every_combination_of_parts(spec: AttentionSpec, keys: int, rows: bool) 
 def test_head_sizes(spec: AttentionSpec, dim: int, rows: bool) -> None:
     spec = dataclasses.replace(spec, scale=dim**-0.5)
     assert_agrees(spec, make_inputs(spec, keys=3, dims=(dim, dim)), rows=rows)
-
-
-@FORMS
-@CAUSAL_ONES
-def test_values_may_have_another_size_than_keys(spec: AttentionSpec, rows: bool) -> None:
-    assert_agrees(spec, make_inputs(spec, keys=3, dims=(32, 48)), rows=rows)
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (8, 2), (4, 1)], ids=str)
@@ -104,19 +80,6 @@ def test_counts_around_the_tiles_of_a_kernel(spec: AttentionSpec, window: int, c
     assert_agrees(spec, make_inputs(spec, **sizes), rows=True)
 
 
-@pytest.mark.parametrize("window", [0, 2])
-@pytest.mark.parametrize("lengths", [False, True])
-def test_a_growing_cache_that_is_still_empty(lengths: bool, window: int) -> None:
-    spec = AttentionSpec(0.2, causal=True, window=window, cache="concat", lengths=lengths)
-    assert_agrees(spec, make_inputs(spec, past=0, lengths=[3, 3] if lengths else None))
-
-
-@CACHES
-@pytest.mark.parametrize("lengths", [[3, 3], [7, 3], [5, 7], [4, 6], [7, 7]], ids=str)
-def test_rows_of_different_length_and_rollback(spec: AttentionSpec, lengths: list[int]) -> None:
-    assert_agrees(spec, make_inputs(spec, lengths=lengths))
-
-
 @CACHES
 def test_what_lies_behind_a_rows_end_may_be_no_number(spec: AttentionSpec) -> None:
     inputs = make_inputs(spec, lengths=[5, 7])
@@ -134,17 +97,6 @@ def test_half_precision(spec: AttentionSpec, softcap: float) -> None:
     assert_agrees(spec, make_inputs(spec, keys=3, dtype=np.float16), rows=True)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-@CAUSAL_ONES
-def test_large_scores_do_not_overflow(spec: AttentionSpec, sign: int) -> None:
-    inputs = make_inputs(spec, keys=3)
-    inputs["query"] *= sign * 1e5
-    given = run_lowered(spec, inputs)["output"]
-    expected = flash_attention(spec, inputs)["output"]
-    assert np.isfinite(given).all()
-    np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-5)
-
-
 @FORMS
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kind", ["bool", "bias"])
@@ -156,20 +108,6 @@ def test_a_row_that_sees_nothing_gives_zeros(kind: str, causal: bool, rows: bool
     inputs["mask"] = mask if kind == "bool" else np.where(mask, 0, -np.inf).astype(np.float32)
     given = assert_agrees(spec, inputs, rows=rows)
     np.testing.assert_array_equal(given["output"][0, :, 1], 0)
-
-
-@FORMS
-@pytest.mark.parametrize("causal", [False, True])
-def test_a_row_of_length_zero_gives_zeros(causal: bool, rows: bool) -> None:
-    spec = AttentionSpec(0.2, causal=causal, lengths=True)
-    given = assert_agrees(spec, make_inputs(spec, lengths=[0, 7]), rows=rows)
-    np.testing.assert_array_equal(given["output"][0], 0)
-
-
-@FORMS
-def test_queries_before_the_first_key_give_zeros(rows: bool) -> None:
-    given = assert_agrees(CAUSAL, make_inputs(CAUSAL, keys=1), rows=rows)
-    np.testing.assert_array_equal(given["output"][:, :, :2], 0)
 
 
 @pytest.mark.parametrize("window", [0, 3])
