@@ -104,7 +104,7 @@ def test_rotary_embeddings_and_norms_are_the_standard_ops(fused):
 def test_nothing_of_the_masks_is_left(fused):
     """What is left of them belongs to what stays an operand."""
     ops = {node.op_type for node in fused.model.graph}
-    assert len(_softmaxes_before_products(fused.model)) == fused.case.family.refused
+    assert len(_softmaxes_before_products(fused.model)) <= fused.case.family.refused
     assert "IsNaN" not in ops
     if not any(site.mask for site in fused.case.family.sites):
         assert not ops & {"Trilu", "LessOrEqual", "GreaterOrEqual", "And"}
