@@ -22,7 +22,7 @@ import onnx_ir.passes.common as common
 
 from optc.core.base import Pass, PassResult, Refusal, option
 from optc.core.context import Context
-from optc.core.errors import PassContractError, UnsupportedError
+from optc.core.errors import PassContractError, RefusedError
 from optc.ir.flash_attention import flash_attention_nodes
 from optc.rewrite.attention import AttentionMatch, match_attention
 from optc.rewrite.fuse_attention import HEADS, AttentionFusion
@@ -79,10 +79,11 @@ class Flash(Pass):
             raise PassContractError(f"reported but not there: {sorted(missing)}", where=self.name)
 
 
-def _some_only(fused: int, refusals: list[Refusal]) -> UnsupportedError:
+def _some_only(fused: int, refusals: list[Refusal]) -> RefusedError:
     reasons = "; ".join(f"{r.site}: {r.reason}" for r in refusals[:3])
-    return UnsupportedError(
+    return RefusedError(
         f"{fused} of {fused + len(refusals)} attention sites were fused, not {reasons}",
+        [(r.site, r.reason) for r in refusals],
         where="pass 'flash'",
         remedy="'optc inspect --explain-attention' shows them, flash:partial=true accepts them",
     )

@@ -21,10 +21,10 @@ from optc.ir.flash_attention import DOMAIN, read_spec
 from optc.ir.interface import LENGTHS, cache_ports, ports
 from optc.ir.load import load_model
 from optc.rewrite.attention import match_attention
+from optc.rewrite.explain import attention_subgraph
+from optc.rewrite.plain_products import spell_plainly
 
 __all__ = ["AttentionSite", "ModelReport", "inspect_model"]
-
-_FUSED = {("com.microsoft", "MultiHeadAttention"), ("com.microsoft", "GroupQueryAttention")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +36,14 @@ class AttentionSite:
         kind: `canonical`, `standard`, `decomposed`, or the name of a fused operator.
         detail: What is known about it, or why it is not understood.
         fuses: Whether the `flash` pass rewrites it; None when that was not tried.
+        subgraph: The nodes of a site that is not rewritten, a line each.
     """
 
     name: str
     kind: str
     detail: str = ""
     fuses: bool | None = None
+    subgraph: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,10 +158,9 @@ def _sites(model: ir.Model) -> Iterator[AttentionSite]:
             set_fields = {k: v for k, v in dataclasses.asdict(spec).items() if v}
             detail = ", ".join(k if v is True else f"{k} {v}" for k, v in set_fields.items())
             yield AttentionSite(name, "canonical", detail)
-        elif (node.domain, node.op_type) in _FUSED:
-            yield AttentionSite(name, node.op_type)
         elif (match := match_attention(node)) is not None:
-            kind = "standard" if node.op_type == "Attention" else "decomposed"
+            kind = "decomposed" if node.op_type == "Softmax" else "standard"
+            kind = node.op_type if node.domain else kind
             if isinstance(match, Refusal):
                 yield AttentionSite(match.site, kind, f"not understood: {match.reason}")
             else:
@@ -171,17 +172,25 @@ def _sites(model: ir.Model) -> Iterator[AttentionSite]:
 def _explained(model: ir.Model, progress: Progress) -> Iterator[AttentionSite]:
     """Sites with what the pass makes of them; the model is used up."""
     canonicalize(model)
-    before = {site.name: site for site in _sites(model)}
+    spell_plainly(model)
+    lines: dict[str, tuple[str, ...]] = {}
+    for node in model.graph:
+        match = match_attention(node)
+        if match is not None:
+            name = match.site if isinstance(match, Refusal) else str(match.output.name)
+            lines[name] = attention_subgraph(node)
+    before = list(_sites(model))
     try:
         flash = parse_pass("flash:partial=true", passes())
         result = flash.run(model, Context(progress=progress))
     except OptcError as error:
-        for site in before.values():
+        for site in before:
             yield dataclasses.replace(site, detail=str(error), fuses=False)
         return
     refused = {refusal.site: refusal.reason for refusal in result.refusals}
     after = {site.name: site.detail for site in _sites(model)}
-    for site in before.values():
+    for site in before:
         fuses = site.name in result.sites
         detail = refused.get(site.name) or after.get(site.name, site.detail)
-        yield dataclasses.replace(site, detail=detail, fuses=fuses)
+        subgraph = () if fuses else lines.get(site.name, ())
+        yield dataclasses.replace(site, detail=detail, fuses=fuses, subgraph=subgraph)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from optc.cli import options
-from optc.cli.console import print_fields, print_json, print_table, reporting, size
+from optc.cli.console import harmless, print_fields, print_json, print_table, reporting, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,6 +66,9 @@ def _print_model(report: ModelReport, explain: bool) -> None:
         verdicts = {True: "yes", False: "no", None: "-"}
         rows = [(s.name, s.kind, verdicts[s.fuses], s.detail) for s in report.attention]
         print_table("site", "kind", "fuses", "detail", rows=rows)
+        for site in report.attention:
+            if site.subgraph:
+                click.echo(harmless("\n".join(["", f"{site.name}: {site.detail}", *site.subgraph])))
 
 
 def _operators(report: ModelReport) -> str:

@@ -17,7 +17,7 @@ import click
 from optc.cli.bench import bench
 from optc.cli.bisect import bisect
 from optc.cli.build import build
-from optc.cli.console import harmless
+from optc.cli.console import harmless, print_json
 from optc.cli.export import export
 from optc.cli.inspect import inspect
 from optc.cli.passes import passes
@@ -25,7 +25,7 @@ from optc.cli.reference import reference
 from optc.cli.run import run
 from optc.cli.targets import targets
 from optc.cli.verify import verify
-from optc.core.errors import OptcError
+from optc.core.errors import EvidenceError, OptcError, RefusedError
 
 __all__ = ["cli", "main"]
 
@@ -46,7 +46,7 @@ class Group(click.Group):
             code = super().main(args, *rest, **extra)
             sys.stdout.flush()
         except Exception as error:
-            code = _explain(error)
+            code = _explain(error, list(sys.argv[1:] if args is None else args))
         except KeyboardInterrupt:
             code = _interrupted()
         sys.exit(code if isinstance(code, int) else 0)
@@ -63,8 +63,8 @@ class _ReaderGone(Exception):
     """Whoever read our output has gone."""
 
 
-def _explain(error: Exception) -> int:
-    """Print one line about `error`; the exit code it stands for."""
+def _explain(error: Exception, words: list[str]) -> int:
+    """Print one line about `error`, and a document where one was asked for; the exit code."""
     if isinstance(error, _ReaderGone | BrokenPipeError):
         # The interpreter must not flush into the void at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,6 +74,9 @@ def _explain(error: Exception) -> int:
     if os.environ.get("OPTC_DEBUG"):
         traceback.print_exception(error)
     if isinstance(error, OptcError):
+        answers = isinstance(error, EvidenceError) and words[0] in {"verify", "bisect"}
+        if "--json" in words and not answers:  # they have printed a document of their own
+            print_json(_document(error))
         return _say(str(error), error.exit_code)
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.format_message(), err=True)
@@ -82,8 +85,22 @@ def _explain(error: Exception) -> int:
         return _say(_usage(error), error.exit_code)
     if isinstance(error, MemoryError):
         return _say("the machine has not enough memory for this", 3)
-    words = " ".join(f"{type(error).__name__}: {error}".split())
-    return _say(f"a bug of optc ({words}); run with OPTC_DEBUG=1 for the traceback", BUG)
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return _say(f"a bug of optc ({text}); run with OPTC_DEBUG=1 for the traceback", BUG)
+
+
+def _document(error: OptcError) -> dict[str, Any]:
+    """The document `optc.error/1`; see `docs/json.md`."""
+    refusals = error.refusals if isinstance(error, RefusedError) else ()
+    return {
+        "schema": "optc.error/1",
+        "kind": type(error).__name__,
+        "exit_code": error.exit_code,
+        "problem": error.problem,
+        "where": error.where,
+        "remedy": error.remedy,
+        "refusals": [{"site": site, "reason": reason} for site, reason in refusals],
+    }
 
 
 def _usage(error: click.ClickException) -> str:

@@ -15,7 +15,8 @@ OptcError                     4  a bug of ours, unless a subclass says otherwise
 ├── UnsupportedError          3  this machine, target or graph cannot
 │   ├── MissingDependencyError 3 an optional package is not installed
 │   ├── NotYetError           3  planned, not in this version
-│   └── NoRewriteError        3  a pass was asked for and found nothing it may rewrite
+│   └── RefusedError          3  a pass left places alone that it was asked to rewrite
+│       └── NoRewriteError    3  a pass was asked for and found nothing it may rewrite
 └── PassContractError         4  a pass broke its contract
 ```
 
@@ -25,6 +26,7 @@ what is wrong; `where` names the node, file or option, `remedy` says what to do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "PassContractError",
     "PolicyError",
     "PolicyFileError",
+    "RefusedError",
     "SampleError",
     "UnsupportedError",
     "UsageError",
@@ -128,7 +131,29 @@ class NotYetError(UnsupportedError):
     """Planned, and not in this version."""
 
 
-class NoRewriteError(UnsupportedError):
+class RefusedError(UnsupportedError):
+    """A pass left places alone that it was asked to rewrite.
+
+    Args:
+        problem: What is wrong, without a final full stop.
+        refusals: Each place and why it was left alone.
+        where: The pass.
+        remedy: What the reader can do about it.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        refusals: Sequence[tuple[str, str]] = (),
+        *,
+        where: str | None = None,
+        remedy: str | None = None,
+    ):
+        super().__init__(problem, where=where, remedy=remedy)
+        self.refusals = tuple(refusals)
+
+
+class NoRewriteError(RefusedError):
     """A pass was asked for and found nothing that it may rewrite."""
 
 

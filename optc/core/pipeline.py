@@ -110,6 +110,7 @@ def _nothing_done(p: Pass, result: PassResult) -> NoRewriteError:
     why = reasons + tail if reasons else "; ".join(result.notes) or "no site was found"
     return NoRewriteError(
         f"nothing was rewritten: {why}",
+        [(r.site, r.reason) for r in result.refusals],
         where=f"pass '{p.name}'",
         remedy="drop the pass or give --allow-noop",
     )

@@ -11,6 +11,7 @@ from optc.ir.flash_attention import AttentionSpec, add_flash_attention
 from optc.ir.insert import Insert
 from optc.ir.masks import MaskMeaning, read_mask
 from optc.ir.probe import Probe
+from optc.ir.probe_sizes import probe_sizes
 from optc.rewrite.attention import AttentionMatch
 from optc.rewrite.mask_graph import MaskSite, join_masks, padding_mask
 from optc.rewrite.mask_terms import split_mask
@@ -22,7 +23,6 @@ __all__ = ["HEADS", "AttentionFusion"]
 
 HEADS = "_heads"  # ends the name of a fused output whose site is an output of the graph
 
-_PROBE_SIZES = (2, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79)
 _DEEPEST = 8  # levels that a mask is taken apart
 _Counts = tuple[int | str | None, int | str | None]
 
@@ -50,10 +50,7 @@ class AttentionFusion:
 
     def __init__(self, model: ir.Model):
         self.model = model
-        symbols = {s for v in model.graph.inputs if v.shape for s in v.shape.free_symbols()}
-        fixed = {d for n in model.graph for v in n.outputs if v.shape for d in v.shape}
-        free = [size for size in _PROBE_SIZES if size not in fixed]  # no size is like another
-        self.probe = Probe(model, dict(zip(sorted(symbols), free, strict=False)))
+        self.probe = Probe(model, probe_sizes(model))
         self.sites: list[str] = []
         self.kinds: dict[str, int] = {}
         self.notes: dict[str, None] = {}

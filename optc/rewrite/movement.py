@@ -16,9 +16,10 @@ import onnx_ir as ir
 
 from optc.core.context import Array
 from optc.ir.constants import scalar
+from optc.ir.insert import Insert
 from optc.ir.probe import Probe, ProbeFailure
 
-__all__ = ["Heads", "Split", "is_same", "resolve_heads", "unscaled"]
+__all__ = ["Form", "Heads", "Split", "is_same", "resolve_heads", "unscaled"]
 
 _MOVES = {
     "Cast",
@@ -54,6 +55,36 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
+class Form:
+    """Axes of a value that is [B,H,T,D] but for an axis too many, or heads after tokens.
+
+    Attributes:
+        extra: Axis of size 1 to drop first; None for none.
+        swapped: Whether it is [B,T,H,D].
+    """
+
+    extra: int | None = None
+    swapped: bool = False
+
+    def apply(self, array: Array) -> Array:
+        """[B,H,T,D]."""
+        if self.extra is not None:
+            array = np.squeeze(array, self.extra)
+        return np.swapaxes(array, 1, 2) if self.swapped else array
+
+    def insert(self, insert: Insert, value: ir.Value) -> ir.Value:
+        """The same with nodes."""
+        if self.extra is not None:
+            dims = list(value.shape or ())
+            shape = ir.Shape([d for i, d in enumerate(dims) if i != self.extra])
+            value = insert.node("Squeeze", [value, insert.ints([self.extra])], value.dtype, shape)
+        return insert.transpose(value, [0, 2, 1, 3]) if self.swapped else value
+
+
+_AS_IT_IS = Form()
+
+
+@dataclasses.dataclass(frozen=True)
 class Heads:
     """Where the heads of one operand come from.
 
@@ -61,11 +92,13 @@ class Heads:
         value: [B, H, T, D], upstream of all repetition and transposition that was recognised.
         repeat: How often each head is repeated on the way.
         factor: Product of the scalar factors on the way.
+        form: How the axes of `value` have to be changed before it is [B, H, T, D].
     """
 
     value: ir.Value
     repeat: int
     factor: float
+    form: Form = _AS_IT_IS
 
 
 def unscaled(value: ir.Value) -> tuple[ir.Value, float]:
@@ -131,22 +164,39 @@ def resolve_heads(
     best: Heads | None = None
     for value, factor in _upstream(target):
         source = probe.shape_of(value)
-        if source is None or len(source) != 4 or not source[1] or value.dtype != target.dtype:
-            continue
-        heads = split.heads or source[1]
-        if heads % source[1] or source[0] not in (1, split.batch or source[0]):
-            continue
-        repeat = heads // source[1]
-        if repeat > 1 and not grouped:
+        if source is None or value.dtype != target.dtype or 0 in source:
             continue
         sent = _shuffled(source, value.dtype)
-        got = _received(probe, value, target, sent)
-        if got is None:
-            continue
-        expected = np.repeat(sent.astype(np.float32), repeat, axis=1) * factor
-        if _is_moved(got, expected, split, transposed):
-            best = Heads(value, repeat, factor)
+        got: Array | None = None
+        for form in _forms(source):
+            heads = form.apply(sent)
+            repeat = _repeat(heads, split, grouped=grouped)
+            if not repeat or (form != _AS_IT_IS and repeat == 1):
+                continue
+            got = _received(probe, value, target, sent) if got is None else got
+            expected = np.repeat(heads.astype(np.float32), repeat, axis=1) * factor
+            if got is not None and _is_moved(got, expected, split, transposed):
+                best = Heads(value, repeat, factor, form)
+                break
     return best
+
+
+def _forms(shape: tuple[int, ...]) -> list[Form]:
+    if len(shape) == 4:
+        return [_AS_IT_IS, Form(swapped=True)]
+    if len(shape) != 5:
+        return []
+    return [Form(axis, swapped) for axis, swapped in ((2, False), (3, True)) if shape[axis] == 1]
+
+
+def _repeat(heads: Array, split: Split, *, grouped: bool) -> int:
+    """How often each head must be repeated; 0 where that cannot be."""
+    count, batch = heads.shape[1], heads.shape[0]
+    wanted = split.heads or count
+    if wanted % count or batch not in (1, split.batch or batch):
+        return 0
+    repeat = wanted // count
+    return repeat if repeat == 1 or grouped else 0
 
 
 def _shuffled(shape: tuple[int, ...], dtype: ir.DataType | None) -> Array:

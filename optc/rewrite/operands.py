@@ -58,17 +58,20 @@ def find_operands(probe: Probe, match: AttentionMatch, insert: Insert) -> Operan
     for operand, what in ((match.key, "keys"), (match.value, "values")):
         if probe.shape_of(operand) is None:
             return f"the shape of its {what} is not known (it is {operand.shape})"
-    lead = _lead(probe, match)
+    lead = _lead(probe, match.query, match.key)
     if lead is None:
         return f"its queries {match.query.shape} and keys {match.key.shape} have different axes"
+    after = _lead(probe, match.value, match.output) or lead
+    if math.prod(after) != math.prod(lead):
+        after = lead = _lead(probe, match.query, match.key, match.value) or lead
     query = resolve_heads(probe, match.query, Split(lead, 0, 0))
     if query is None and len(shape) == 4:
         query = Heads(match.query, 1, 1.0)
     split = _split_of(probe, query, lead)
     if split is None or query is None:
-        split = _default_split(match.query.shape, lead)
+        split = _default_split(match.query.shape, lead, after)
         query = Heads(_merged(insert, match.query, split), 1, 1.0)
-    return _with_keys(probe, match, insert, query, split)
+    return _with_keys(probe, match, insert, query, split, after)
 
 
 def given_operands(probe: Probe, match: AttentionMatch) -> Operands | None:
@@ -80,9 +83,9 @@ def given_operands(probe: Probe, match: AttentionMatch) -> Operands | None:
     return Operands(match.query, match.key, match.value, 1.0, split)
 
 
-def _lead(probe: Probe, match: AttentionMatch) -> tuple[int, ...] | None:
-    """The leading axes of all operands, broadcast to each other."""
-    shapes = [probe.shape_of(v) for v in (match.query, match.key, match.value)]
+def _lead(probe: Probe, *operands: ir.Value) -> tuple[int, ...] | None:
+    """The leading axes of operands, broadcast to each other."""
+    shapes = [probe.shape_of(v) for v in operands]
     try:
         return np.broadcast_shapes(*(shape[:-2] for shape in shapes if shape is not None))
     except ValueError:
@@ -96,8 +99,10 @@ def _split_of(probe: Probe, query: Heads | None, lead: tuple[int, ...]) -> Split
     return Split(lead, math.prod(lead) // shape[1], shape[1])
 
 
-def _default_split(shape: ir.Shape, lead: tuple[int, ...]) -> Split:
+def _default_split(shape: ir.Shape, lead: tuple[int, ...], after: tuple[int, ...]) -> Split:
     """Of several axes all but the first are heads, where their sizes are known."""
+    if len(lead) != 2 and len(after) == 2:  # the probabilities were reshaped before the values
+        return Split(lead, *after)
     if len(lead) == 1:
         heads = _coefficient(shape[0])
         return Split(lead, lead[0] // heads, heads)
@@ -116,41 +121,74 @@ def _coefficient(dim: int | ir.SymbolicDim) -> int:
 
 
 def _with_keys(
-    probe: Probe, match: AttentionMatch, insert: Insert, query: Heads, split: Split
+    probe: Probe,
+    match: AttentionMatch,
+    insert: Insert,
+    query: Heads,
+    split: Split,
+    after: tuple[int, ...],
 ) -> Operands | str:
-    pair = _grouped(probe, match, split) or _single(probe, match, insert, split)
+    at_values = dataclasses.replace(split, lead=after)
+    pair = _grouped(probe, match, insert, split, at_values)
+    pair = pair or _single(probe, match, insert, split, at_values)
     if pair is None:
         return (
             f"the layout of its keys {match.key.shape} and values {match.value.shape} does not "
             f"fit that of its queries {match.query.shape}"
         )
     key, value = pair
-    same = _same_batch(insert, [query.value, key.value, value.value])
+    operands = [heads.form.insert(insert, heads.value) for heads in (query, key, value)]
+    same = _same_batch(insert, operands)
     if same is None:
         return "queries, keys and values are not known to have the same batch"
     return Operands(same[0], same[1], same[2], query.factor * key.factor, split)
 
 
-def _grouped(probe: Probe, match: AttentionMatch, split: Split) -> tuple[Heads, Heads] | None:
+def _grouped(
+    probe: Probe, match: AttentionMatch, insert: Insert, split: Split, at_values: Split
+) -> tuple[Heads, Heads] | None:
     """Keys and values from before their repetition, when both are repeated alike."""
     key = resolve_heads(probe, match.key, split, transposed=match.key_transposed)
-    value = resolve_heads(probe, match.value, split)
-    if key is None or value is None or value.factor != 1.0 or key.repeat != value.repeat:
+    value = resolve_heads(probe, match.value, at_values)
+    if key is None or value is None or value.factor != 1.0:
         return None
-    return key, value
+    if key.repeat == 1 < value.repeat:
+        key = _before_rotation(probe, insert, key, split) or key
+    return (key, value) if key.repeat == value.repeat else None
+
+
+def _before_rotation(probe: Probe, insert: Insert, key: Heads, split: Split) -> Heads | None:
+    """Keys that were repeated and then rotated are rotated before, since heads rotate alike."""
+    rotation = key.value.producer()
+    if rotation is None or rotation.op_type != "RotaryEmbedding" or rotation.domain:
+        return None
+    given, cosines, sines = rotation.inputs[:3]
+    if len(rotation.inputs) > 3 or given is None or cosines is None or sines is None:
+        return None
+    lead = (split.batch, split.heads)
+    found = resolve_heads(probe, given, Split(lead, *lead))
+    if found is None or found.repeat == 1 or found.factor != 1.0:
+        return None
+    interleaved = rotation.attributes.get_int("interleaved", 0)
+    heads = found.form.insert(insert, found.value)
+    inputs = [heads, cosines, sines]
+    rotated = insert.node(
+        "RotaryEmbedding", inputs, heads.dtype, heads.shape, interleaved=interleaved
+    )
+    return Heads(rotated, found.repeat, key.factor)
 
 
 def _single(
-    probe: Probe, match: AttentionMatch, insert: Insert, split: Split
+    probe: Probe, match: AttentionMatch, insert: Insert, split: Split, at_values: Split
 ) -> tuple[Heads, Heads] | None:
     """Keys and values as they are, found upstream or made."""
     transposed = match.key_transposed
     key = resolve_heads(probe, match.key, split, grouped=False, transposed=transposed)
-    value = resolve_heads(probe, match.value, split, grouped=False)
+    value = resolve_heads(probe, match.value, at_values, grouped=False)
     if value is not None and value.factor != 1.0:
         value = None
     key = key or _made(probe, match.key, insert, split, transpose=transposed)
-    value = value or _made(probe, match.value, insert, split)
+    value = value or _made(probe, match.value, insert, at_values)
     if key is None or value is None or key.repeat != value.repeat:
         return None
     return key, value

@@ -42,14 +42,24 @@ def match_rms_norm(mean: ir.Node) -> RmsNorm | None:
     normal = _normalised((added or mean).outputs[0], x)
     if normal is None:
         return None
-    x = _before_cast(x)
-    normal = _after_cast(normal, x)
+    narrow = _before_cast(x)
+    found = _weighted(narrow, _after_cast(normal, narrow), epsilon)
+    return found or _weighted(x, normal, epsilon) or _plain(narrow, normal, epsilon)
+
+
+def _weighted(x: ir.Value, normal: ir.Value, epsilon: float) -> RmsNorm | None:
     product = _only_user(normal, "Mul")
     weight = _other(product, normal) if product is not None else None
     if product is None or weight is None or not _is_vector(weight, x):
-        known = x.shape is not None and isinstance(x.shape[-1], int)
-        return RmsNorm(x, None, epsilon, normal) if known and normal.dtype == x.dtype else None
+        return None
     return RmsNorm(x, weight, epsilon, product.outputs[0])
+
+
+def _plain(x: ir.Value, normal: ir.Value, epsilon: float) -> RmsNorm | None:
+    """Without a weight."""
+    normal = _after_cast(normal, x)
+    known = x.shape is not None and isinstance(x.shape[-1], int)
+    return RmsNorm(x, None, epsilon, normal) if known and normal.dtype == x.dtype else None
 
 
 def fuse_rms_norm(model: ir.Model, found: RmsNorm) -> None:

@@ -20,7 +20,9 @@ from optc.ir.masks import visible_part
 __all__ = ["MaskTerm", "NotFused", "Scores", "foreign_node", "read_scores", "score_product"]
 
 _DEEPEST = 24
+_UNDERSTOOD = {"Add", "Clip", "Div", "Max", "Mul", "ReduceMax", "Sub", "Tanh", "Where"}
 _VIEWS = {"Reshape", "Cast", "Identity", "Dropout", "Flatten", "Squeeze", "Unsqueeze"}
+_UNDERSTOOD |= _VIEWS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,19 +80,19 @@ def score_product(value: ir.Value | None, depth: int = _DEEPEST) -> ir.Node | No
     return None
 
 
-def foreign_node(value: ir.Value | None, depth: int = _DEEPEST) -> ir.Node | None:
-    """The first node that is not understood on the way down to a product of data."""
-    for _ in range(depth):
-        node = value.producer() if value is not None else None
-        if node is None or node.op_type in {"MatMul", "Gemm", "Conv", "Gather"}:
-            return None
-        below = None if node.domain else _towards_product(node, depth)
-        if below is None:
-            computed = [v for v in node.inputs if v is not None and v.producer() is not None]
-            behind = any(score_product(v) is not None for v in computed)
-            return node if behind else None
-        value = below
-    return None
+def foreign_node(
+    value: ir.Value | None, depth: int = 8, foreign: ir.Node | None = None
+) -> ir.Node | None:
+    """A node that is not understood on the way down to a product of data, if there is one."""
+    node = value.producer() if value is not None else None
+    if node is None or not depth or node.op_type in {"Gemm", "Conv", "Einsum"}:
+        return None
+    if node.op_type == "MatMul":
+        return foreign if _is_of_data(node) else None
+    if node.op_type not in _UNDERSTOOD:
+        foreign = foreign or node
+    found = (foreign_node(below, depth - 1, foreign) for below in node.inputs)
+    return next((one for one in found if one is not None), None)
 
 
 def _is_of_data(product: ir.Node) -> bool:

@@ -54,3 +54,10 @@ def test_other_commands(
     assert outcome.code == 0, outcome.err
     assert outcome.json["schema"] == heading
     assert set(outcome.json) == documented(heading, table)
+
+
+def test_errors(here: Path, optc: Optc) -> None:
+    outcome = optc("build", "tiny/model.onnx", "--passes", "prune", "--json")
+    assert outcome.code == 3
+    assert set(outcome.json) - {"site", "reason"} == documented("optc.error/1") - {"site", "reason"}
+    assert outcome.json["exit_code"] == 3

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -278,3 +279,45 @@ def test_targets_say_what_is_available_and_why_not(optc: Optc) -> None:
     assert rows["tensorrt"]["available"] is False
     assert rows["tensorrt"]["reason"]
     assert "ort" in optc("targets").out
+
+
+TWO_SITES = """<ir_version: 10, opset_import: ["": 18]>
+agraph (float[b,4,s,8] q, float[b,4,8,s] k, float[b,4,s,8] v) => (float[b,4,s,8] z) {
+    raw = MatMul(q, k)
+    bent = Sigmoid(raw)
+    p = Softmax(bent)
+    y = MatMul(p, v)
+    raw2 = MatMul(y, k)
+    p2 = Softmax(raw2)
+    z = MatMul(p2, v)
+}"""
+REASON = "'Sigmoid' between the score product and the Softmax"
+
+
+@pytest.fixture
+def half_fused(here: Path) -> str:
+    onnx.save(onnx.parser.parse_model(TWO_SITES), "half.onnx")
+    return "half.onnx"
+
+
+def test_inspect_shows_the_part_that_is_not_understood(half_fused: str, optc: Optc) -> None:
+    out = optc("inspect", half_fused, "--explain-attention").out
+    assert f"p: {REASON}" in out
+    assert "  bent [b,4,s,s] = Sigmoid(raw [b,4,s,s])" in out
+    assert "> p [b,4,s,s] = Softmax(bent [b,4,s,s])" in out
+    sites = optc("inspect", half_fused, "--explain-attention", "--json").json["attention"]
+    assert [(site["name"], site["fuses"]) for site in sites] == [("p", False), ("z", True)]
+    assert sites[0]["subgraph"]
+    assert not sites[1]["subgraph"]
+
+
+def test_a_build_that_fuses_only_some_fails_and_lists_the_others(
+    half_fused: str, optc: Optc
+) -> None:
+    outcome = optc("build", half_fused, "--passes", "flash", "--json")
+    assert outcome.code == 3
+    assert outcome.json["refusals"] == [{"site": "p", "reason": REASON}]
+    accepted = optc("build", half_fused, "--passes", "flash:partial=true", "--json")
+    assert accepted.code == 0
+    (row,) = [row for row in accepted.json["rows"] if row["pass"] == "flash"]
+    assert row["refusals"] == [{"site": "p", "reason": REASON}]
