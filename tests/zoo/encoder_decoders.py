@@ -103,8 +103,8 @@ ENCODER_DECODERS = {
         }
         | {"vocab_size": VOCABULARY},
         (
-            Site(key_heads=2, softcap=50.0, window=8),
-            Site(causal=True, key_heads=2, softcap=50.0, window=8),
+            Site(key_heads=2, softcap=50.0, mask="bool"),  # the encoder's window is to both sides
+            Site(causal=True, key_heads=2, softcap=50.0, window=8, mask="bool"),
             Site(key_heads=2, softcap=50.0),
         ),
         sdpa=False,

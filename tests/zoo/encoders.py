@@ -30,6 +30,7 @@ ENCODERS = {
         "DebertaConfig",
         _BERT | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
         site=Site(mask="bias"),
+        rms_norms=5,
         sdpa=False,
     ),
     "modernbert": layered(

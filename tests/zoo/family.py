@@ -60,7 +60,7 @@ INPUTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, order=True)
 class Site:
     """What is to be recovered of one attention layer.
 

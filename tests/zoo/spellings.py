@@ -73,7 +73,8 @@ _BY_TOOLS = [
     Spelling("sdpa", 18, fixed=True, tool="onnxsim"),
     Spelling("eager", 18, fixed=True, tool="onnxruntime"),
 ]
-ALL = [*_CAPTURED, *_TRACED, *_HALF, *_BY_TOOLS]
+_BY_TOOLS_EAGER = [dataclasses.replace(s, attention="eager") for s in _BY_TOOLS]
+ALL = list(dict.fromkeys([*_CAPTURED, *_TRACED, *_HALF, *_BY_TOOLS, *_BY_TOOLS_EAGER]))
 
 
 def applies(name: str, family: Family, spelling: Spelling) -> bool:
