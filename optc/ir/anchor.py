@@ -1,7 +1,9 @@
 """Sizes are read from the inputs of the graph, not from values in its middle.
 
 `Shape(scores)` keeps the scores alive, and hides that a mask depends on sizes only. Where every
-entry of a shape is a number or the size of an input, it is read from there instead.
+entry of a shape is a number or the size of an input, it is read from there instead. Of several
+inputs with a size of that name the nearest upstream is taken: names are given by people, who call
+the lengths of an encoder's and of a decoder's input alike at times.
 """
 
 from __future__ import annotations
@@ -14,19 +16,19 @@ from optc.ir.insert import Insert
 __all__ = ["anchor_sizes"]
 
 _Dim = int | ir.SymbolicDim
-_Places = dict[str | None, tuple[ir.Value, int]]
+_Places = dict[str, tuple[ir.Value, int]]
 
 
 def anchor_sizes(model: ir.Model) -> int:
     """Rewrite `Shape` nodes in place; dead nodes are left for the caller. Returns how many."""
-    places = _places(model)
+    inputs = _Inputs(model)
     count = 0
     for node in list(model.graph):
         if node.op_type != "Shape" or node.domain or node.inputs[0] is None:
             continue
         if node.inputs[0].is_graph_input() or node.outputs[0].is_graph_output():
             continue
-        dims = _entries(node)
+        dims, places = _entries(node), inputs.places(node.inputs[0])
         if dims is None or not all(_is_readable(dim, places) for dim in dims):
             continue
         parts = [_read(Insert(model, node), places, dim) for dim in dims]
@@ -49,6 +51,8 @@ def _hand_out(model: ir.Model, node: ir.Node, dims: list[_Dim], parts: list[ir.V
         if index is None or index.size != 1 or output.is_graph_output():
             continue
         insert, entry = Insert(model, user), int(index.item())
+        if not -len(parts) <= entry < len(parts):
+            continue
         part, dim = parts[entry], dims[entry]
         if index.ndim == 0 and isinstance(dim, int):
             number = ir.tensor(dim, dtype=ir.DataType.INT64)
@@ -59,16 +63,39 @@ def _hand_out(model: ir.Model, node: ir.Node, dims: list[_Dim], parts: list[ir.V
         ir.convenience.replace_all_uses_with(output, part)
 
 
-def _places(model: ir.Model) -> _Places:
-    """Where the size of each name can be read: an input and its axis."""
-    found: _Places = {}
-    for value in model.graph.inputs:
-        if value.const_value is not None:
-            continue
-        for axis, dim in enumerate(value.shape or ()):
-            if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
-                found.setdefault(dim.value, (value, axis))
-    return found
+class _Inputs:
+    """Where the sizes of each name can be read, and which of several places is the nearest."""
+
+    def __init__(self, model: ir.Model):
+        self._all: dict[str, list[tuple[ir.Value, int]]] = {}
+        for value in model.graph.inputs:
+            for axis, dim in enumerate(value.shape or ()):
+                name = dim.value if isinstance(dim, ir.SymbolicDim) else None
+                if name is not None and value.const_value is None:
+                    self._all.setdefault(name, []).append((value, axis))
+        shared = {value for found in self._all.values() if len(found) > 1 for value, _ in found}
+        self._steps = _steps_from(model, shared) if shared else {}
+
+    def places(self, value: ir.Value) -> _Places:
+        """For each name the input and axis that are the fewest nodes upstream of `value`."""
+        steps = self._steps.get(value, {})
+        far = len(self._steps) + 1
+        return {
+            name: min(found, key=lambda place: steps.get(place[0], far))
+            for name, found in self._all.items()
+        }
+
+
+def _steps_from(model: ir.Model, inputs: set[ir.Value]) -> dict[ir.Value, dict[ir.Value, int]]:
+    """For each value the number of nodes between it and each of some inputs, where it has one."""
+    steps: dict[ir.Value, dict[ir.Value, int]] = {value: {value: 0} for value in inputs}
+    for node in model.graph:
+        here: dict[ir.Value, int] = {}
+        for value in node.inputs:
+            for source, count in steps.get(value, {}).items() if value is not None else ():
+                here[source] = min(count + 1, here.get(source, count + 1))
+        steps |= dict.fromkeys(node.outputs, here)
+    return steps
 
 
 def _entries(node: ir.Node) -> list[_Dim] | None:

@@ -38,3 +38,19 @@ def test_sizes_stay_what_they_are(body, expected, graph, run):
 def test_values_in_the_middle_are_not_kept_alive_for_their_size(name, graph):
     model = sized(graph, BODIES[name][0])
     assert "Neg" not in {node.op_type for node in model.graph}
+
+
+def test_of_two_inputs_with_a_size_of_the_same_name_the_nearest_is_read(graph, run):
+    """People call the lengths of an encoder's and of a decoder's input alike."""
+    model = graph("""<ir_version: 10, opset_import: ["": 18]>
+    agraph (float[b,s] words, float[b,s] other) => (int64[2] y, int64[2] z) {
+        h = Neg(words)
+        k = Abs(other)
+        c = Shape(h)
+        d = Shape(k)
+        y = Identity(c)
+        z = Identity(d)
+    }""")
+    feeds = {"words": np.zeros((2, 5), np.float32), "other": np.zeros((2, 9), np.float32)}
+    got = run(model, feeds)
+    assert (got["y"].tolist(), got["z"].tolist()) == ([2, 5], [2, 9])
