@@ -164,3 +164,37 @@ def test_a_long_sum_in_front_of_a_softmax_costs_little(graph):
         y = Neg(p)
     }}""")
     assert Flash().run(model, Context()).rewrites == 0
+
+
+def test_a_cache_in_front_of_decomposed_attention(graph, run, rng):
+    """Keys are what is in the cache and the new ones; the mask counts from the cache's end."""
+    text = """<ir_version: 10, opset_import: ["": 18]>
+    agraph (float[b,2,s,8] qi, float[b,2,s,8] ki, float[b,2,s,8] vi, float[b,2,p,8] pk,
+            float[b,2,p,8] pv) => (float[b,2,s,8] y, float[b,2,t,8] k, float[b,2,t,8] v) {
+        q = Neg(qi)
+        k = Concat<axis = 2>(pk, ki)
+        v = Concat<axis = 2>(pv, vi)
+        zero = Constant<value_int = 0>()
+        one = Constant<value_int = 1>()
+        past_1d = Shape<start = 2, end = 3>(pk)
+        past = Squeeze(past_1d)
+        total_1d = Shape<start = 2, end = 3>(k)
+        total = Squeeze(total_1d)
+        j = Range(zero, total, one)
+        i0 = Range(past, total, one)
+        axis = Constant<value_ints = [1]>()
+        i = Unsqueeze(i0, axis)
+        visible = LessOrEqual(j, i)
+        hidden = Constant<value_float = -inf>()
+        kt = Transpose<perm = [0, 1, 3, 2]>(k)
+        raw = MatMul(q, kt)
+        scores = Where(visible, raw, hidden)
+        soft = Softmax<axis = -1>(scores)
+        y = MatMul(soft, v)
+    }"""
+    before, after = graph(text), graph(text)
+    spec = fuse(after)
+    assert (spec.causal, spec.mask) == (True, "")
+    counts = {"qi": 4, "ki": 4, "vi": 4, "pk": 3, "pv": 3}
+    feeds = {n: rng.standard_normal((2, 2, c, 8)).astype(np.float32) for n, c in counts.items()}
+    same(run, before, after, feeds)
