@@ -63,19 +63,30 @@ def _infer_quotient(ctx: ShapeInferenceContext, node: ir.Node) -> None:
 @inference.registry.register("", "Slice", since_version=_SINCE)
 def _infer_slice(ctx: ShapeInferenceContext, node: ir.Node) -> None:
     """A slice with bounds that are expressions, or that are written as "very large"."""
-    _infer_as_usual(ctx, node)
-    data = node.inputs[0]
-    bounds = _bounds(ctx, node)
-    if data is None or data.shape is None or bounds is None:
+    dims = _sliced(ctx, node)
+    if dims is None:
+        _infer_as_usual(ctx, node)
         return
-    dims = list(data.shape)
+    output, data = node.outputs[0], node.inputs[0]
+    output.shape = None  # what was believed of it before is no better
+    dtype = data.dtype if data is not None else None
+    ctx.set_shape_and_dtype(output, ir.Shape(dims), dtype)
+
+
+def _sliced(ctx: ShapeInferenceContext, node: ir.Node) -> list[_Size] | None:
+    """Sizes of a slice; None where they are not known, or where it is of a vector of sizes."""
+    data, bounds = node.inputs[0], _bounds(ctx, node)
+    if data is None or data.shape is None or bounds is None:
+        return None
+    if ctx.get_symbolic_value(data) is not None:  # the library follows what is in it
+        return None
+    dims: list[_Size] = list(data.shape)
     for axis, start, end, step in bounds:
         cut = _cut(dims[axis], start, end)
-        if cut is None and all(isinstance(n, int) for n in (start, end)) and not _is_endless(end):
-            return  # that the library does
-        known = cut is not None and isinstance(step, int) and step > 0
-        dims[axis] = (cut + step - 1) // step if known else ctx.new_symbolic_dim()  # type: ignore
-    ctx.set_shape(node.outputs[0], ir.Shape(dims))
+        if cut is None or not isinstance(step, int) or step < 1:
+            return None
+        dims[axis] = (cut + step - 1) // step
+    return dims
 
 
 def _bounds(

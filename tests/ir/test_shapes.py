@@ -122,3 +122,20 @@ def test_a_range_that_starts_elsewhere_stays_unnamed(graph):
 def test_a_computed_limit_gives_an_expression(graph):
     limit = LIMITS["gather"].replace("n =", "m =") + "\nn = Add(m, one)"
     assert shape_of_range(graph, limit) == ["s + 1"]
+
+
+@pytest.mark.parametrize("end", [2**31 - 1, 2**62, 2**63 - 1])
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_slice_to_an_end_that_is_very_large(start, end, graph):
+    """The bounds are known only once constants are folded."""
+    found = shapes(
+        graph,
+        f"""
+        start0 = Constant<value_int = {start}>()
+        end0 = Constant<value_int = {end}>()
+        start1 = Unsqueeze(start0, zeros)
+        end1 = Unsqueeze(end0, zeros)
+        z = Slice(x, start1, end1, ones)
+        """,
+    )
+    assert found["z"] == ["b", "s - 1" if start else "s", 8]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from families import FAMILIES
-from spellings import Spelling
+from spellings import Spelling, applies
 
 from optc.core.context import Context
 from optc.ir.interface import cache_ports, complete_feeds
@@ -35,7 +35,7 @@ def _params(names: list[str]) -> list[object]:
         pytest.param(name, Spelling(attention, opset), id=f"{name}-{attention}-{opset}")
         for name in names
         for attention, opset in (("sdpa", 18), ("eager", 18), ("sdpa", 23))
-        if FAMILIES[name].sdpa or attention == "eager"
+        if applies(name, FAMILIES[name], Spelling(attention, opset))
     ]
 
 
