@@ -21,7 +21,7 @@ from optc.ir.flash_attention import DOMAIN
 from optc.ir.opsets import convert_opset
 from optc.ir.shapes import has_subgraphs, infer_shapes
 
-__all__ = ["OPSET", "canonicalize"]
+__all__ = ["OPSET", "canonicalize", "merge_common_parts"]
 
 OPSET = 24
 
@@ -48,7 +48,7 @@ def canonicalize(model: ir.Model) -> None:
     infer_shapes(model)
     repair_rotary_batch(model)
     anchor_sizes(model)
-    _merge_common_parts(model)
+    merge_common_parts(model)
     common.RemoveUnusedNodesPass()(model)
     common.NameFixPass()(model)
     infer_shapes(model)
@@ -60,7 +60,7 @@ def _drop_identities(model: ir.Model) -> None:
         common.IdentityEliminationPass()(model)
 
 
-def _merge_common_parts(model: ir.Model) -> None:
+def merge_common_parts(model: ir.Model) -> None:
     """Merge what is computed twice; not beside subgraphs, whose results it loses."""
     if not has_subgraphs(model):
         common.CommonSubexpressionEliminationPass()(model)

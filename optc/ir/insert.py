@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-__all__ = ["Insert"]
+__all__ = ["Insert", "take_over"]
 
 
 class Insert:
@@ -87,3 +87,11 @@ def _lead_shape(value: ir.Value, heads: int) -> ir.Shape | None:
         total = total * dim
     batch = total // heads
     return ir.Shape([batch, heads, *value.shape[-2:]])
+
+
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Users of `old`, and the graph's outputs, get `new`, under its name and described alike."""
+    new.type, new.shape = old.type or new.type, old.shape or new.shape
+    name, old.name = old.name, f"{old.name}_as_given"
+    new.name = name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

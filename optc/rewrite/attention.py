@@ -18,7 +18,14 @@ import onnx_ir as ir
 from optc.core.base import Refusal
 from optc.ir.constants import scalar
 from optc.rewrite.movement import unscaled
-from optc.rewrite.scores import MaskTerm, NotFused, foreign_node, read_scores, score_product
+from optc.rewrite.scores import (
+    MaskTerm,
+    NotFused,
+    foreign_node,
+    keeps_last_axes,
+    read_scores,
+    score_product,
+)
 
 __all__ = ["AttentionMatch", "match_attention"]
 
@@ -151,7 +158,7 @@ def _decomposed(softmax: ir.Node) -> AttentionMatch | None:
     read = read_scores(softmax.inputs[0], scores.outputs[0])
     masks = read.terms
     if guarded:
-        masks = [dataclasses.replace(mask, finite=False) for mask in masks]
+        masks = [dataclasses.replace(mask, guarded=True) for mask in masks]
     query, factor = unscaled(query)
     return AttentionMatch(
         anchor=softmax,
@@ -172,7 +179,7 @@ def _reaches_product(value: ir.Value, depth: int = 6) -> bool:
     """Whether a few nodes downstream the value is the left operand of a product."""
     for use in value.uses() if depth else ():
         node = use.node
-        if node.op_type == "MatMul":
+        if node.op_type in {"MatMul", "Einsum"}:
             if use.idx == 0:
                 return True
         elif len(node.outputs) == 1 and _reaches_product(node.outputs[0], depth - 1):
@@ -206,6 +213,8 @@ def _product_with_values(softmax: ir.Node) -> tuple[ir.Node, bool]:
             guarded = True
             value = users[0].outputs[0]
         elif kinds in (["Identity"], ["Cast"], ["Dropout"], ["Reshape"]):
+            if not keeps_last_axes(users[0]):
+                raise NotFused(f"'{kinds[0]}' changes the axes or the kind of the probabilities")
             value = users[0].outputs[0]
         elif len(kinds) > 1:
             raise NotFused(

@@ -8,20 +8,18 @@ import onnx_ir as ir
 
 from optc.core.base import Refusal
 from optc.ir.flash_attention import AttentionSpec, add_flash_attention
-from optc.ir.insert import Insert
+from optc.ir.insert import Insert, take_over
 from optc.ir.masks import MaskMeaning, read_mask
 from optc.ir.probe import Probe
 from optc.ir.probe_sizes import probe_sizes
 from optc.rewrite.attention import AttentionMatch
 from optc.rewrite.mask_graph import MaskSite, join_masks, padding_mask
 from optc.rewrite.mask_terms import split_mask
-from optc.rewrite.movement import is_same
+from optc.rewrite.movement import Split, is_same
 from optc.rewrite.operands import Operands, find_operands, given_operands
 from optc.rewrite.scores import MaskTerm, NotFused
 
-__all__ = ["HEADS", "AttentionFusion"]
-
-HEADS = "_heads"  # ends the name of a fused output whose site is an output of the graph
+__all__ = ["AttentionFusion"]
 
 _DEEPEST = 8  # levels that a mask is taken apart
 _Counts = tuple[int | str | None, int | str | None]
@@ -53,7 +51,7 @@ class AttentionFusion:
         self.probe = Probe(model, probe_sizes(model))
         self.sites: list[str] = []
         self.kinds: dict[str, int] = {}
-        self.notes: dict[str, None] = {}
+        self.notes: list[str] = []
         self._joined: dict[tuple[object, ...], tuple[ir.Value | None, str]] = {}
         self._meanings: dict[tuple[MaskTerm, int | str | None, int | str | None], MaskMeaning] = {}
         self._padding: dict[ir.Value, ir.Value] = {}
@@ -79,9 +77,13 @@ class AttentionFusion:
         if not scale > 0:
             raise NotFused(f"its scores are multiplied by {scale:g}, which kernels do not do")
         counts = _count(found.query), _count(found.key)
-        aligned = match.past is not None or (counts[0] is not None and counts[0] == counts[1])
+        aligned = counts[0] is not None and counts[0] == counts[1]
         if match.causal and not aligned:
             raise NotFused("it is causal, and queries and keys may differ in number")
+        if match.past is not None:
+            counts = counts[0], _sum(_count(match.past[0]), counts[1])
+        by_heads = self._is_by_heads(match.output, found.split)
+        lead = [] if by_heads else _lead_sizes(match.output)
         band = self._band(match, counts)
         mask, kind = self._mask(insert, band.left, found, counts)
         spec = AttentionSpec(
@@ -101,10 +103,13 @@ class AttentionFusion:
         inputs |= {"lengths": match.lengths} if match.lengths is not None else {}
         if match.past is not None:
             inputs |= {"past_key": match.past[0], "past_value": match.past[1]}
-        self._replace(at, match, spec, inputs)
+        self._replace(at, match, spec, inputs, lead)
 
     def _band(self, match: AttentionMatch, counts: _Counts) -> _Band:
         band = _Band(match.causal)
+        if match.lengths is not None:  # they move the place that causality counts from
+            band.left.extend(match.masks)
+            return band
         for term, meaning in [t for mask in match.masks for t in self._parts(mask, counts)]:
             if meaning.residual:
                 band.left.append(term)
@@ -112,19 +117,26 @@ class AttentionFusion:
             if meaning.padding is not None:
                 band.left.append(self._padded(meaning.padding))
                 if term.finite:
-                    self.notes.setdefault(
+                    self._note(
                         "a row whose every key is padding gives zeros, where the model as given "
                         "averages values that mean nothing"
                     )
+                if meaning.why:
+                    self._note(meaning.why)
             band.causal = band.causal or meaning.causal
             if meaning.window and band.window and meaning.window != band.window:
                 raise NotFused("it has two different windows")
             band.window = meaning.window or band.window
         for gate in match.gates:
             meaning = read_mask(self.model, gate, *counts, gate=True)
-            if meaning.residual or (meaning.causal, meaning.window) != (band.causal, band.window):
+            same = (meaning.causal, meaning.window) == (band.causal, band.window)
+            if meaning.residual or meaning.padding is not None or not same:
                 raise NotFused(f"its scores are multiplied by '{gate.name}', which no mask hides")
         return band
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)
 
     def _parts(
         self, term: MaskTerm, counts: _Counts, depth: int = _DEEPEST
@@ -160,9 +172,16 @@ class AttentionFusion:
         same = (*map(str, terms), *(t.value for t in terms), *counts, found.query.dtype)
         key = (same, found.split)
         if None in counts or key not in self._joined:
-            site = MaskSite(found.query, found.key, found.split)
+            site = MaskSite(found.query, found.key, found.split, counts[1] == _count(found.key))
             self._joined[key] = join_masks(insert, terms, site)
         return self._joined[key]
+
+    def _is_by_heads(self, output: ir.Value, split: Split) -> bool:
+        """Whether the output already is [B,H,S,D]."""
+        shape = self.probe.shape_of(output)
+        if shape is None:
+            return len(split.lead) == 2 and split.lead == (split.batch, split.heads)
+        return len(shape) == 4 and shape[:2] == (split.batch, split.heads)
 
     def _replace(
         self,
@@ -170,18 +189,15 @@ class AttentionFusion:
         match: AttentionMatch,
         spec: AttentionSpec,
         inputs: dict[str, ir.Value],
+        lead: list[int],
     ) -> None:
         output, name = match.output, str(match.output.name)
         node = add_flash_attention(self.model, spec, inputs, name=name)
         self.model.graph.insert_before(at, node)
-        made = node.outputs[0]
-        output.name = f"{name}_unfused"
-        rank = len(output.shape) if output.shape is not None else 4
-        if rank == 4:
-            made.type, made.shape = output.type, output.shape
-            ir.convenience.replace_all_uses_with(output, made, replace_graph_outputs=True)
+        if lead:
+            self._back(Insert(self.model, at), node.outputs[0], output, lead)
         else:
-            self._back(Insert(self.model, at), made, output)
+            take_over(output, node.outputs[0])
         keys = node.outputs[1:] or (inputs["key"], inputs["value"])
         for given, new in zip(match.presents, keys, strict=False):
             self._hand_over(at, given, new)
@@ -201,24 +217,49 @@ class AttentionFusion:
         new.shape = new.shape or given.shape
         ir.convenience.replace_all_uses_with(given, new, replace_graph_outputs=True)
 
-    def _back(self, insert: Insert, made: ir.Value, output: ir.Value) -> None:
+    def _back(self, insert: Insert, made: ir.Value, output: ir.Value, lead: list[int]) -> None:
         """Give the users of [.., S, D] what they had, or [B,H,S,D] where they go back to it."""
-        lead = [dim if isinstance(dim, int) else None for dim in output.shape[:-2]]  # type: ignore
-        unknown = [i for i, dim in enumerate(lead) if dim is None]
-        if len(unknown) > 1:
-            raise NotFused(f"its output {output.shape} has more than one axis of unknown size")
-        sizes = insert.ints([-1 if dim is None else dim for dim in lead])
-        shape = insert.concat([sizes, insert.size(made, 2)])
+        shape = insert.concat([insert.ints(lead), insert.size(made, 2)])
         flat = insert.node("Reshape", [made, shape], output.dtype, output.shape)
         if output.is_graph_output():
-            made.name, flat.name = f"{made.name}{HEADS}", made.name
-        ir.convenience.replace_all_uses_with(output, flat, replace_graph_outputs=True)
+            made.name = _free_name(self.model, f"{output.name}_heads")
+            take_over(output, flat)
+            return
+        output.name = f"{output.name}_unfused"
+        ir.convenience.replace_all_uses_with(output, flat)
         for user in [use.node for use in flat.uses()]:
             back = user.outputs[0]
             if user.op_type != "Reshape" or back.is_graph_output():
                 continue
             if is_same(self.probe, made, back):
                 ir.convenience.replace_all_uses_with(back, made)
+
+
+def _free_name(model: ir.Model, name: str) -> str:
+    used = {v.name for node in model.graph for v in node.outputs}
+    used |= {v.name for v in (*model.graph.inputs, *model.graph.initializers.values())}
+    while name in used:
+        name = f"{name}_"
+    return name
+
+
+def _lead_sizes(output: ir.Value) -> list[int]:
+    """The leading axes of [.., S, D] for a Reshape: -1 for the one that is not known.
+
+    Raises:
+        NotFused: There are several.
+    """
+    lead = [dim if isinstance(dim, int) else -1 for dim in (output.shape or ())][:-2]
+    if lead.count(-1) > 1:
+        raise NotFused(f"its output {output.shape} has more than one leading axis of unknown size")
+    return lead
+
+
+def _sum(first: int | str | None, second: int | str | None) -> int | str | None:
+    """Two numbers of tokens, one behind the other."""
+    if isinstance(first, int) and isinstance(second, int):
+        return first + second
+    return None if first is None or second is None else f"{first} + {second}"
 
 
 def _count(value: ir.Value) -> int | str | None:

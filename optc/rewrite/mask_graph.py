@@ -24,11 +24,13 @@ class MaskSite:
         query: [B,Hq,S,D], for S.
         key: [B,Hkv,T,D], for T.
         split: How the leading axes of the site are split into B and H.
+        all_keys: Whether `key` is all keys; if not, a past comes before them.
     """
 
     query: ir.Value
     key: ir.Value
     split: Split
+    all_keys: bool = True
 
 
 def padding_mask(insert: Insert, padding: ir.Value) -> ir.Value:
@@ -109,7 +111,12 @@ class _Joiner:
         if not term.finite:
             return value
         low = self.insert.number(_low(self.dtype), self.dtype)
-        return self.insert.node("Max", [value, low], self.dtype, value.shape)
+        finite = self.insert.node("Max", [value, low], self.dtype, value.shape)
+        if not term.guarded:
+            return finite
+        hidden = self.insert.number(-math.inf, self.dtype)
+        endless = self.insert.node("Equal", [value, hidden], _BOOL, value.shape)
+        return self.insert.node("Where", [endless, hidden, finite], self.dtype, value.shape)
 
     def aligned(self, mask: ir.Value, term: MaskTerm) -> ir.Value:
         """From the axes of the scores where it was applied to [B,H,S,T]."""
@@ -120,12 +127,20 @@ class _Joiner:
             return self.insert.lead(mask, 1) if rank > 4 else mask
         view = len(term.view) if term.view is not None else lead + 2
         if view == 4 and (lead == 2 or self.site.split.heads > 1):
+            self._check_batch(mask)
             return mask
         if view == 3 and rank == 3:
             return self.insert.lead(mask, self.site.split.heads)
         if view == 5 and term.view is not None:
             return self._unfolded(mask, term.view)
         raise NotFused(f"its mask '{mask.name}' has axes {mask.shape} that the heads have not")
+
+    def _check_batch(self, mask: ir.Value) -> None:
+        """A mask of more rows than there are queries would have to repeat the queries."""
+        if mask.shape is None or len(mask.shape) < 4 or self.site.query.shape is None:
+            return
+        if mask.shape[0] != 1 and self.site.query.shape[0] == 1:
+            raise NotFused(f"its mask '{mask.name}' has a batch that its queries have not")
 
     def _unfolded(self, mask: ir.Value, view: tuple[int | str | None, ...]) -> ir.Value:
         """A mask over scores [A,W,H,S,T] of a site [A*W,H,..] or [A,W*H,..]."""
@@ -148,9 +163,13 @@ class _Joiner:
     def full(self, mask: ir.Value) -> ir.Value:
         """Expand to [.., S, T] unless the shape says that it is so already."""
         query, key = self.site.query, self.site.key
-        if _is_full(mask, query, key):
+        if self.site.all_keys and _is_full(mask, query, key):
             return mask
-        rows, columns = self.insert.size(query, 2, 3), self.insert.size(key, 2, 3)
+        rows = self.insert.size(query, 2, 3)
+        if not self.site.all_keys:  # the op wants all columns of a mask then
+            shape = self.insert.concat([self.insert.ints([1, 1]), rows, self.insert.ints([1])])
+            return self.insert.node("Expand", [mask, shape], mask.dtype)
+        columns = self.insert.size(key, 2, 3)
         shape = self.insert.concat([self.insert.ints([1, 1]), rows, columns])
         return self.insert.node("Expand", [mask, shape], mask.dtype, _full_shape(mask, query, key))
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from optc.ir.constants import constant, scalar
 from optc.ir.masks import visible_part
+from optc.ir.thresholds import HIDDEN
 from optc.rewrite.scores import MaskTerm
 
 __all__ = ["split_mask"]
@@ -75,9 +76,11 @@ def _parts_of_where(term: MaskTerm, node: ir.Node) -> list[MaskTerm] | None:
         hidden = _hidden_everywhere(fill)
         if hidden is None or bias is None:
             continue
-        finite = term.finite and np.isfinite(hidden)
+        if hidden * term.factor > HIDDEN:
+            return None
+        finite = bool(np.isfinite(hidden)) and (term.finite or term.guarded)
         mask = dataclasses.replace(
-            term, value=condition, negated=negated, finite=bool(finite), factor=1.0
+            term, value=condition, negated=negated, finite=finite, factor=1.0
         )
         if scalar(bias) == 0.0:
             return [mask]
@@ -96,7 +99,9 @@ def _parts_of_scaled_mask(term: MaskTerm, inputs: list[ir.Value]) -> list[MaskTe
         source = _boolean_behind(kept) if negated else _boolean_behind(rest.inputs[1])
         if source is None or (not negated and scalar(rest.inputs[0]) != 1.0):
             return None
-        finite = term.finite and bool(np.isfinite(hidden))
+        if hidden * term.factor > HIDDEN:
+            return None
+        finite = bool(np.isfinite(hidden)) and (term.finite or term.guarded)
         return [dataclasses.replace(term, value=source, negated=negated, finite=finite, factor=1.0)]
     return None
 

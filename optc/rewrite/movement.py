@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optc.core.context import Array
-from optc.ir.constants import scalar
+from optc.ir.constants import constant, scalar
 from optc.ir.insert import Insert
 from optc.ir.probe import Probe, ProbeFailure
 
@@ -36,6 +36,7 @@ _MOVES = {
     "Transpose",
     "Unsqueeze",
 }
+_CUTS = {"Gather", "Slice", "Split"}
 _DEEPEST = 16
 
 
@@ -134,11 +135,36 @@ def _upstream(value: ir.Value) -> Iterator[tuple[ir.Value, float]]:
         if node is None:
             return
         if node.op_type in _MOVES and node.domain == "" and node.inputs[0] is not None:
+            if not _may_only_move(node):
+                return
             value = node.inputs[0]
         elif (step := _scalar_factor(value)) is not None:
             value, factor = step[0], factor * step[1]
         else:
             return
+
+
+def _may_only_move(node: ir.Node) -> bool:
+    """Whether numbers at the probe's sizes show what the node does at all sizes.
+
+    A cut at a fixed place does not show where the axis is shorter: axes of unknown size must come
+    out as they went in, and entries may be picked by constants only. A cast must keep fractions.
+    """
+    before, after = node.inputs[0], node.outputs[0]
+    if before is None:
+        return False
+    if node.op_type == "Cast":
+        return all(v.dtype is not None and v.dtype.is_floating_point() for v in (before, after))
+    if node.op_type not in _CUTS:
+        return True
+    if before.shape is None or after.shape is None:
+        return False
+    picks = node.op_type != "Gather" or constant(node.inputs[1]) is not None
+    return picks and _unknown(before.shape) == _unknown(after.shape)
+
+
+def _unknown(shape: ir.Shape) -> list[str]:
+    return [str(dim) for dim in shape if not isinstance(dim, int)]
 
 
 def resolve_heads(

@@ -15,7 +15,7 @@ import dataclasses
 import onnx_ir as ir
 
 from optc.ir.constants import constant
-from optc.ir.insert import Insert
+from optc.ir.insert import Insert, take_over
 
 __all__ = ["spell_plainly"]
 
@@ -68,7 +68,7 @@ def _einsum(model: ir.Model, node: ir.Node) -> None:
     if node.outputs[0].shape is not None:
         dims = dict(zip(equation.result, node.outputs[0].shape, strict=True))
         product.shape = ir.Shape([dims[label] for label in made])
-    _take_over(node.outputs[0], _arranged(insert, product, made, equation.result))
+    take_over(node.outputs[0], _arranged(insert, product, made, equation.result))
 
 
 def _parse(text: str, rank: int) -> _Equation | None:
@@ -105,7 +105,7 @@ def _softmax(model: ir.Model, divide: ir.Node) -> None:
         return
     insert = Insert(model, divide)
     output = divide.outputs[0]
-    _take_over(output, insert.node("Softmax", [exp.inputs[0]], output.dtype, output.shape, axis=-1))
+    take_over(output, insert.node("Softmax", [exp.inputs[0]], output.dtype, output.shape, axis=-1))
 
 
 def _log_softmax(model: ir.Model, exp: ir.Node) -> None:
@@ -115,7 +115,7 @@ def _log_softmax(model: ir.Model, exp: ir.Node) -> None:
     output, axis = exp.outputs[0], log.attributes.get_int("axis", -1)
     insert = Insert(model, exp)
     softmax = insert.node("Softmax", [log.inputs[0]], output.dtype, output.shape, axis=axis)
-    _take_over(output, softmax)
+    take_over(output, softmax)
 
 
 def _is_over_last_axis(reduction: ir.Node) -> bool:
@@ -142,7 +142,7 @@ def _transposed_product(model: ir.Model, product: ir.Node) -> None:
     made = insert.node("MatMul", [probabilities, straight], product.outputs[0].dtype)
     shape = product.outputs[0].shape
     made.shape = ir.Shape([shape[i] for i in swapped]) if shape is not None else None
-    _take_over(product.outputs[0], insert.transpose(made, swapped))
+    take_over(product.outputs[0], insert.transpose(made, swapped))
 
 
 def _shared_probabilities(model: ir.Model, first: ir.Node) -> None:
@@ -179,7 +179,7 @@ def _join_values(
     for product, start, end in zip(products, ends, ends[1:], strict=False):
         bounds = [insert.ints([number]) for number in (start, end, -1)]
         part = insert.node("Slice", [made, *bounds], result.dtype, product.outputs[0].shape)
-        _take_over(product.outputs[0], part)
+        take_over(product.outputs[0], part)
 
 
 def _comes_from_softmax(value: ir.Value | None, depth: int = 4) -> bool:
@@ -210,7 +210,7 @@ def _split_heads(model: ir.Model, node: ir.Node) -> None:
     model.graph.insert_before(node, whole)
     for old, new in zip(node.outputs[1:], whole.outputs[1:], strict=True):
         new.type = old.type
-        _take_over(old, new)
+        take_over(old, new)
     made, values = whole.outputs[0], inputs[2]
     made.type = output.type
     if inputs[0] is not None and inputs[0].shape is not None and values is not None:
@@ -218,7 +218,7 @@ def _split_heads(model: ir.Model, node: ir.Node) -> None:
         made.shape = ir.Shape([*inputs[0].shape[:3], last])
     turned = insert.transpose(made, [0, 2, 1, 3])
     flat = insert.node("Reshape", [turned, insert.ints([0, 0, -1])], output.dtype, output.shape)
-    _take_over(output, flat)
+    take_over(output, flat)
 
 
 def _with_heads(insert: Insert, value: ir.Value, heads: int) -> ir.Value:
@@ -228,11 +228,3 @@ def _with_heads(insert: Insert, value: ir.Value, heads: int) -> ir.Value:
     shape = ir.Shape([dims[0], dims[1], heads, size])
     split = insert.node("Reshape", [value, insert.ints([0, 0, heads, -1])], value.dtype, shape)
     return insert.transpose(split, [0, 2, 1, 3])
-
-
-def _take_over(old: ir.Value, new: ir.Value) -> None:
-    """Users of `old` get `new`, under its name."""
-    name, old.name = old.name, f"{old.name}_as_given"
-    new.name = name
-    new.shape = new.shape or old.shape
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optc.ir.constants import constant, scalar
-from optc.ir.insert import Insert
+from optc.ir.insert import Insert, take_over
 
 __all__ = ["RmsNorm", "fuse_rms_norm", "match_rms_norm"]
 
@@ -73,11 +73,7 @@ def fuse_rms_norm(model: ir.Model, found: RmsNorm) -> None:
         {"axis": -1, "epsilon": found.epsilon, "stash_type": 1},
     )
     model.graph.insert_before(at, node)
-    made = node.outputs[0]
-    made.type, made.shape = found.output.type, found.output.shape
-    name, found.output.name = found.output.name, f"{found.output.name}_unfused"
-    made.name = name
-    ir.convenience.replace_all_uses_with(found.output, made, replace_graph_outputs=True)
+    take_over(found.output, node.outputs[0])
 
 
 def _ones(model: ir.Model, before: ir.Node, x: ir.Value) -> ir.Value:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from optc.ir.insert import Insert
+from optc.ir.insert import Insert, take_over
 from optc.ir.probe import Probe
 from optc.rewrite.movement import is_same
 from optc.rewrite.rotary import Halves, Rotary, Table
@@ -39,23 +39,24 @@ class RotaryFusion:
         tables = [self._cut(t, found.x, every, at) for t in (found.cosines, found.sines)]
         insert = Insert(self.model, at)
         made = self._rotated(insert, found.x, tables, found.cosines.heads_last, found.interleaved)
-        _take_over(found.output, made)
+        take_over(found.output, made)
 
     def fuse_halves(self, found: Halves) -> None:
         """Put it in the place of `a * c - b * s` and `b * c + a * s`."""
-        nodes = [found.first.producer(), found.second.producer()]
-        at = next(node for node in self.model.graph if node in nodes)  # the earlier of the two
+        at = found.first.producer()  # the other may come before it: the caller sorts
+        assert at is not None
         tables = [self._cut(t, found.a, "all", at) for t in (found.cosines, found.sines)]
         insert = Insert(self.model, at)
         x = self._joined(insert, found)
         made = self._rotated(insert, x, tables, found.cosines.heads_last, interleaved=False)
         size = found.a.shape[3] if found.a.shape is not None else 0
         half = size if isinstance(size, int) else 0
+        parts = []
         for output, start in ((found.first, 0), (found.second, half)):
             bounds = [insert.ints([n]) for n in (start, start + half, -1)]
-            part = insert.node("Slice", [made, *bounds], made.dtype, output.shape)
-            _take_over(output, part)
-        self._skip_joining(made, found.first.name, found.second.name)
+            parts.append(insert.node("Slice", [made, *bounds], made.dtype, output.shape))
+            take_over(output, parts[-1])
+        _skip_joining(made, parts)
 
     def _joined(self, insert: Insert, found: Halves) -> ir.Value:
         """`a` beside `b`: what they were cut from, if they were."""
@@ -68,17 +69,6 @@ class RotaryFusion:
         if same and source is not None and is_same(self.probe, source, joined):
             return source
         return joined
-
-    def _skip_joining(self, made: ir.Value, *names: str | None) -> None:
-        """Who puts the two halves side by side again gets the whole."""
-        for part in [use.node.outputs[0] for use in made.uses() if use.node.op_type == "Slice"]:
-            for user in [use.node for use in part.uses() if use.node.op_type == "Concat"]:
-                both = [value.name if value is not None else None for value in user.inputs]
-                output = user.outputs[0]
-                rank = len(output.shape) if output.shape is not None else 4
-                axis = user.attributes.get_int("axis", -1)
-                if both == list(names) and axis in (-1, rank - 1) and not output.is_graph_output():
-                    ir.convenience.replace_all_uses_with(output, made)
 
     def _rotated(
         self,
@@ -117,9 +107,11 @@ class RotaryFusion:
         return insert.node("Expand", [flat, shape], table.value.dtype)
 
 
-def _take_over(old: ir.Value, new: ir.Value) -> None:
-    """Users of `old` get `new`, under its name."""
-    new.type, new.shape = old.type, old.shape
-    name, old.name = old.name, f"{old.name}_unfused"
-    new.name = name
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+def _skip_joining(made: ir.Value, parts: list[ir.Value]) -> None:
+    """Who puts the two halves side by side again gets the whole."""
+    for user in [use.node for use in parts[0].uses() if use.node.op_type == "Concat"]:
+        output = user.outputs[0]
+        rank = len(output.shape) if output.shape is not None else 4
+        last = user.attributes.get_int("axis", -1) in (-1, rank - 1)
+        if last and list(user.inputs) == parts and not output.is_graph_output():
+            ir.convenience.replace_all_uses_with(output, made)

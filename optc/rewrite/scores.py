@@ -10,19 +10,30 @@ upwards; a factor that is applied after a mask applies to the mask as well.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import onnx_ir as ir
 
 from optc.ir.constants import constant, scalar
 from optc.ir.masks import visible_part
+from optc.ir.thresholds import HIDDEN
 
-__all__ = ["MaskTerm", "NotFused", "Scores", "foreign_node", "read_scores", "score_product"]
+__all__ = [
+    "MaskTerm",
+    "NotFused",
+    "Scores",
+    "foreign_node",
+    "keeps_last_axes",
+    "read_scores",
+    "score_product",
+]
 
 _DEEPEST = 24
 _UNDERSTOOD = {"Add", "Clip", "Div", "Max", "Mul", "ReduceMax", "Sub", "Tanh", "Where"}
 _VIEWS = {"Reshape", "Cast", "Identity", "Dropout", "Flatten", "Squeeze", "Unsqueeze"}
 _UNDERSTOOD |= _VIEWS
+_Known = dict[ir.Value, ir.Node | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +45,8 @@ class MaskTerm:
         negated: Whether True is hidden.
         finite: Whether hidden scores become a large negative number rather than minus infinity,
             so that a row that sees nothing averages all values instead of giving zeros or NaN.
+        guarded: Whether rows of minus infinity give zeros, by a guard after the Softmax.
+        fill: Largest number that hidden scores are replaced by, where that is known.
         factor: What an additive mask is multiplied by.
         view: Shape of the scores where it is applied; None where they are those of the site.
     """
@@ -41,6 +54,8 @@ class MaskTerm:
     value: ir.Value
     negated: bool = False
     finite: bool = False
+    guarded: bool = False
+    fill: float = -math.inf
     factor: float = 1.0
     view: tuple[int | str | None, ...] | None = None
 
@@ -68,16 +83,27 @@ class NotFused(Exception):
     """Not fused; the text is the reason."""
 
 
-def score_product(value: ir.Value | None, depth: int = _DEEPEST) -> ir.Node | None:
-    """The product of queries and keys that scores come from, some steps upstream."""
-    for left in range(depth, 0, -1):
-        node = value.producer() if value is not None else None
-        if node is None or node.domain:
-            return None
-        if node.op_type == "MatMul":
-            return node if _is_of_data(node) else None
-        value = _towards_product(node, left - 1)
-    return None
+def score_product(
+    value: ir.Value | None, depth: int = _DEEPEST, known: _Known | None = None
+) -> ir.Node | None:
+    """The product of queries and keys that scores come from, some steps upstream.
+
+    Args:
+        value: The scores.
+        depth: How many nodes are looked at.
+        known: What was found for other values already.
+    """
+    known = {} if known is None else known
+    if value is None or not depth:
+        return None
+    if value not in known:
+        known[value] = None
+        node = value.producer()
+        if node is not None and not node.domain and node.op_type == "MatMul":
+            known[value] = node if _is_of_data(node) else None
+        elif node is not None and not node.domain:
+            known[value] = score_product(_towards_product(node, depth - 1, known), depth - 1, known)
+    return known[value]
 
 
 def foreign_node(
@@ -85,8 +111,11 @@ def foreign_node(
 ) -> ir.Node | None:
     """A node that is not understood on the way down to a product of data, if there is one."""
     node = value.producer() if value is not None else None
-    if node is None or not depth or node.op_type in {"Gemm", "Conv", "Einsum"}:
+    if node is None or not depth or node.op_type in {"Gemm", "Conv"}:
         return None
+    if node.op_type == "Einsum":
+        weights = [v is None or v.is_initializer() for v in node.inputs]
+        return node if len(weights) > 1 and not any(weights) else None
     if node.op_type == "MatMul":
         return foreign if _is_of_data(node) else None
     if node.op_type not in _UNDERSTOOD:
@@ -112,7 +141,7 @@ def _is_of_data(product: ir.Node) -> bool:
     return True
 
 
-def _towards_product(node: ir.Node, depth: int) -> ir.Value | None:
+def _towards_product(node: ir.Node, depth: int, known: _Known | None = None) -> ir.Value | None:
     """The operand of an element-wise node that scores flow through."""
     if node.op_type in _VIEWS | {"Tanh", "Max", "Clip"}:
         return node.inputs[0]
@@ -125,7 +154,7 @@ def _towards_product(node: ir.Node, depth: int) -> ir.Value | None:
             return left
         if scalar(left) is not None:
             return right
-        return left if score_product(left, depth) is not None else right
+        return left if score_product(left, depth, known) is not None else right
     return None
 
 
@@ -165,11 +194,14 @@ class _Reader:
         self.slope = 1.0
         self.cap: float | None = None
         self.terms: list[MaskTerm] = []
+        self.shifted = False
         self.head_factors: list[ir.Value] = []
         self.gates: list[ir.Value] = []
 
     def scores(self) -> Scores:
         """What was read."""
+        if any(term.fill * term.factor > HIDDEN for term in self.terms if term.fill > -math.inf):
+            raise NotFused("its mask is multiplied until it no longer hides")
         scale, cap = (self.slope, 0.0) if self.cap is None else (self.slope * self.cap, self.cap)
         return Scores(scale, abs(cap), self.terms, self.head_factors, self.gates)
 
@@ -178,9 +210,13 @@ class _Reader:
         if not _is_only_used_by_scores(node, below):
             raise NotFused("the attention scores are used elsewhere too")
         op = node.op_type
-        if op in _VIEWS or _is_shift_by_maximum(node, below):
+        if op in _VIEWS:
+            if not keeps_last_axes(node):
+                raise NotFused(f"'{op}' changes the axes or the kind of the scores")
             return
-        if op == "Tanh" and self.cap is None and not self.terms:
+        if _is_shift_by_maximum(node, below):
+            return
+        if op == "Tanh" and self.cap is None and not self.terms and not self.shifted:
             self.cap = 1.0
         elif op in {"Max", "Clip"} and _clamps_below_only(node):
             self.terms = [dataclasses.replace(term, finite=True) for term in self.terms]
@@ -230,7 +266,8 @@ class _Reader:
         if other is None or (node.op_type == "Sub" and node.inputs[0] is not below):
             raise NotFused("the scores are subtracted from something")
         if scalar(other) is not None and not self.terms:
-            return  # the same number on every score changes nothing
+            self.shifted = True  # the same number on every score changes nothing but a softcap
+            return
         factor = -1.0 if node.op_type == "Sub" else 1.0
         self.terms.append(MaskTerm(other, finite=True, factor=factor, view=_dims(below)))
 
@@ -240,7 +277,9 @@ class _Reader:
         if condition is None or not _is_hidden_fill(fill):
             raise NotFused("a Where puts something else in the place of scores")
         negated, finite = kept is not below, _is_finite(fill)
-        self.terms.append(MaskTerm(condition, negated, finite, view=_dims(below)))
+        self.terms.append(
+            MaskTerm(condition, negated, finite, fill=_largest(fill), view=_dims(below))
+        )
 
 
 def _dims(value: ir.Value) -> tuple[int | str | None, ...] | None:
@@ -251,6 +290,21 @@ def _dims(value: ir.Value) -> tuple[int | str | None, ...] | None:
 
 def _rank(value: ir.Value) -> int:
     return len(value.shape) if value.shape is not None else 4
+
+
+def keeps_last_axes(node: ir.Node) -> bool:
+    """Whether a view of scores [.., S, T] leaves S, T and fractions as they are."""
+    before, after = node.inputs[0], node.outputs[0]
+    if before is None or before.shape is None or after.shape is None:
+        return False
+    if node.op_type == "Cast":
+        return all(v.dtype is not None and v.dtype.is_floating_point() for v in (before, after))
+    return len(before.shape) > 1 and [*before.shape[-2:]] == [*after.shape[-2:]]
+
+
+def _largest(value: ir.Value | None) -> float:
+    array = constant(value)
+    return float(array.max()) if array is not None else -math.inf
 
 
 def _is_finite(value: ir.Value | None) -> bool:
@@ -278,8 +332,9 @@ def _is_shift_by_maximum(node: ir.Node, below: ir.Value) -> bool:
 
 
 def _clamps_below_only(node: ir.Node) -> bool:
-    """`Max` with, or `Clip` to, a number that only what is hidden falls under."""
+    """`Max` with, or `Clip` to, the lowest number of the type: only infinities fall under it."""
     if node.op_type == "Clip" and len(node.inputs) > 2 and node.inputs[2] is not None:
         return False
     lowest = scalar(node.inputs[1]) if len(node.inputs) == 2 or node.op_type == "Clip" else None
-    return lowest is not None and lowest < -1e4
+    half = node.outputs[0].dtype == ir.DataType.FLOAT16
+    return lowest is not None and lowest <= (-65504.0 if half else -3.4e38)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from optc.ir.canonical import merge_common_parts
 from optc.ir.probe import Probe, fixed_values
 from optc.rewrite.rms_norm import fuse_rms_norm, match_rms_norm
 from optc.rewrite.rotary import match_halves, match_rotary
@@ -46,5 +47,6 @@ def fuse_standard_ops(
             places["RotaryEmbedding"].append(name)
     if any(places.values()):
         common.RemoveUnusedNodesPass()(model)
-        common.CommonSubexpressionEliminationPass()(model)
+        common.TopologicalSortPass()(model)
+        merge_common_parts(model)
     return {op: names for op, names in places.items() if names}
