@@ -59,6 +59,7 @@ class Flash(Pass):
                 match = fusion.rewrite(match)
             if match is not None:
                 refusals.append(match)
+        refusals += _inside_branches(model)
         common.RemoveUnusedNodesPass()(model)
         sites = fusion.sites
         counts = {op: len(names) for op, names in standard.items()}
@@ -78,6 +79,14 @@ class Flash(Pass):
         if there < len(result.sites):
             problem = f"{len(result.sites)} sites are reported, {there} are there"
             raise PassContractError(problem, where=self.name)
+
+
+def _inside_branches(model: ir.Model) -> list[Refusal]:
+    """Attention in the branches of `If` and the bodies of loops, which is left alone."""
+    inner = (node for node in model.graph.all_nodes() if node.graph is not model.graph)
+    found = [(node, match_attention(node)) for node in inner]
+    reason = "it is in a branch of 'If' or the body of a loop; export the model without"
+    return [Refusal(str(node.outputs[0].name), reason) for node, match in found if match]
 
 
 def _some_only(fused: int, refusals: list[Refusal]) -> RefusedError:

@@ -69,9 +69,11 @@ class _Inputs:
     def __init__(self, model: ir.Model):
         self._all: dict[str, list[tuple[ir.Value, int]]] = {}
         for value in model.graph.inputs:
-            for axis, dim in enumerate(value.shape or ()):
-                name = dim.value if isinstance(dim, ir.SymbolicDim) else None
-                if name is not None and value.const_value is None:
+            dims = [d.value if isinstance(d, ir.SymbolicDim) else None for d in value.shape or ()]
+            for axis, name in enumerate(dims):
+                if name is None or value.const_value is not None:
+                    continue
+                if dims.count(name) == 1:  # which of two axes a size came from is not known
                     self._all.setdefault(name, []).append((value, axis))
         shared = {value for found in self._all.values() if len(found) > 1 for value, _ in found}
         self._steps = _steps_from(model, shared) if shared else {}

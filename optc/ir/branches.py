@@ -1,7 +1,8 @@
 """`If` nodes whose condition is known: the branch that is taken replaces them.
 
 Exporters write conditions on ranks and fixed sizes, such as "if x has fewer than three axes", and
-leave both branches in the file. Values behind such a node have no known shape.
+leave both branches in the file. Values behind such a node have no known shape. A condition that
+depends on a size which is free, however little, is left to the runtime.
 """
 
 from __future__ import annotations
@@ -9,12 +10,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from optc.ir.probe import Probe, ProbeFailure
-from optc.ir.thresholds import counts_past_thresholds
 
 __all__ = ["take_known_branches"]
-
-_SMALL = (3, 8)
-_SMALLEST = (1, 2)
 
 
 def take_known_branches(model: ir.Model) -> int:
@@ -33,18 +30,40 @@ def take_known_branches(model: ir.Model) -> int:
 
 
 def _content(model: ir.Model, condition: ir.Value) -> bool | None:
-    """What it is at every size; a size is tried around each number that it is compared with."""
+    """What it is, if it follows from ranks and fixed sizes."""
+    if not _is_fixed(condition):
+        return None
     symbols = {s for v in model.graph.inputs if v.shape is not None for s in v.shape.free_symbols()}
-    small = [dict.fromkeys(symbols, count) for count in _SMALL]
     try:
-        past = counts_past_thresholds(model, condition, small, ())
-        around = {count - back for count in past for back in range(4)}
-        counts = sorted({*_SMALLEST, *_SMALL, *around})
-        probes = [Probe(model, dict.fromkeys(symbols, count)) for count in counts]
-        found = {bool(probe.run(condition).all()) for probe in probes}
+        content = Probe(model, dict.fromkeys(symbols, 3)).run(condition)
     except ProbeFailure:
         return None
-    return found.pop() if len(found) == 1 else None
+    return bool(content.item()) if content.size == 1 else None
+
+
+def _is_fixed(condition: ir.Value) -> bool:
+    """Whether no input and no free size is upstream; how many axes there are is never free."""
+    seen, stack = {condition}, [condition]
+    while stack:
+        node = stack.pop().producer()
+        if node is None:
+            continue
+        if node.op_type == "Shape":
+            shape = node.inputs[0].shape if node.inputs[0] is not None else None
+            if shape is None or not all(isinstance(dim, int) for dim in shape):
+                return False
+            continue
+        above = [v for v in node.inputs if v is not None and v not in seen]
+        if node.op_type == "Size":
+            above = [v for v in above if not _is_shape(v)]
+        seen.update(above)
+        stack += above
+    return not any(value.is_graph_input() for value in seen)
+
+
+def _is_shape(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type == "Shape"
 
 
 def _replace(model: ir.Model, node: ir.Node, branch: ir.Graph) -> None:
@@ -52,7 +71,7 @@ def _replace(model: ir.Model, node: ir.Node, branch: ir.Graph) -> None:
     branch.outputs.clear()
     for name, value in list(branch.initializers.items()):
         del branch.initializers[name]
-        value.name = f"{node.name or 'branch'}_{name}"
+        value.name = f"{node.outputs[0].name}_{name}"
         model.graph.register_initializer(value)
     inner = list(branch)
     branch.remove(inner)

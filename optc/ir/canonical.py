@@ -1,7 +1,7 @@
 """Bring a model from any exporter to the form that passes expect.
 
 1. Model-local functions are inlined.
-2. The default opset becomes 24.
+2. Axes get names that expressions can be written with; the default opset becomes 24.
 3. `RotaryEmbedding` tables get the batch of what they rotate: the opset-23 exporter gives them
    batch 1, which no runtime accepts for a larger batch.
 4. Sizes are read from the inputs of the graph (`optc.ir.anchor`), shape arithmetic is folded.
@@ -16,6 +16,7 @@ from onnx_ir.passes import PreconditionError
 
 from optc.core.errors import ModelFileError
 from optc.ir.anchor import anchor_sizes
+from optc.ir.axis_names import name_axes
 from optc.ir.branches import take_known_branches
 from optc.ir.flash_attention import DOMAIN
 from optc.ir.opsets import convert_opset
@@ -38,6 +39,8 @@ def canonicalize(model: ir.Model) -> None:
             common.InlinePass()(model)
         except PreconditionError as error:
             raise ModelFileError("functions of the model call each other in a circle") from error
+    name_axes(model)
+    name_axes(model)
     convert_opset(model, OPSET)
     model.ir_version = max(model.ir_version or 0, 11)
     common.ClearMetadataAndDocStringPass()(model)

@@ -68,6 +68,11 @@ class Insert:
         shape = self.concat([self.ints([-1, heads]), self.size(value, rank - 2)])
         return self.node("Reshape", [value, shape], value.dtype, _lead_shape(value, heads))
 
+    def expand_heads(self, value: ir.Value, heads: int) -> ir.Value:
+        """[B,1,S,D] to [B,heads,S,D]."""
+        wanted = self.ints([1, heads, 1, 1])
+        return self.node("Expand", [value, wanted], value.dtype, _with_heads(value.shape, heads))
+
     def expand_batch(self, value: ir.Value, like: ir.Value) -> ir.Value:
         """[1, ..] to [B, ..] with the batch of `like`."""
         rank = len(value.shape) if value.shape is not None else 4
@@ -77,6 +82,10 @@ class Insert:
         return self.node(
             "Expand", [value, shape], value.dtype, ir.Shape(dims) if dims is not None else None
         )
+
+
+def _with_heads(shape: ir.Shape | None, heads: int) -> ir.Shape | None:
+    return ir.Shape([shape[0], heads, *shape[2:]]) if shape is not None else None
 
 
 def _lead_shape(value: ir.Value, heads: int) -> ir.Shape | None:

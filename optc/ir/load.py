@@ -59,14 +59,16 @@ def load_canonical(path: str | Path) -> ir.Model:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to ourselves what onnx_ir logs about bad models, tracebacks and all."""
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Keep to ourselves what libraries log about models: tracebacks, shapes they cannot infer."""
+    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnx_shape_inference")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _drop_repeated_node_names(model: ir.Model) -> None:

@@ -5,27 +5,38 @@ key counts. It is evaluated at several counts and compared with the families tha
 know: everything visible, causal, causal within a window. Counts are chosen from the integer
 constants of the mask's own sub-graph, so that a window of 4096 is seen and not mistaken for none.
 
-A mask that also depends on one input [B,T] of ones and zeros is evaluated with several of them, and
-may mean the same with padding on top.
+A mask that also depends on one input [B,T] is evaluated with several contents of it, and may mean
+the same with padding on top: an entry of the input keeps its key or hides it. Where other entries
+than zeros and ones make it no mask at all, the input is taken to hold these only, and that is said;
+not if it is also looked up in a table, as token ids are.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from optc.core.context import Array
-from optc.ir.probe import Probe, ProbeFailure, data_inputs
-from optc.ir.thresholds import HIDDEN, Sizes, counts_past_thresholds
+from optc.ir.bands import visible_band, visible_part
+from optc.ir.constants import constant
+from optc.ir.probe import Probe, ProbeFailure, ancestors, data_inputs
+from optc.ir.thresholds import Sizes, counts_past_thresholds
 
-__all__ = ["MaskMeaning", "read_mask", "visible_band", "visible_part"]
+__all__ = ["KEEPS", "MaskMeaning", "read_mask"]
 
 _SMALL_COUNTS = (3, 8)
 _SEEDS = 4
+_LARGE = 30_000
 Dim = int | str | None
+KEEPS: Mapping[str, Callable[[Array], Array]] = {
+    "nonzero": lambda content: content != 0,
+    "one": lambda content: content == 1,
+    "positive": lambda content: content > 0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +46,16 @@ class MaskMeaning:
     Attributes:
         causal: Later keys are hidden.
         window: Number of keys seen up to the query's own, itself included; 0 for all.
-        padding: Input [B,T] whose zeros hide keys.
+        padding: Input [B,T] that hides keys.
+        keeps: Which of its entries keep a key: `nonzero`, `one` or `positive`.
         residual: The mask says more than that, and must be handed to the op as it is.
-        why: For a residual mask, why it could not be read.
+        why: For a residual mask, why it could not be read; for padding, what is assumed of it.
     """
 
     causal: bool = False
     window: int = 0
     padding: ir.Value | None = None
+    keeps: str = "nonzero"
     residual: bool = False
     why: str = ""
 
@@ -130,26 +143,61 @@ class _Reader:
     def _with_padding(
         self, found: MaskMeaning, padding: ir.Value, all_sizes: list[Sizes]
     ) -> MaskMeaning:
-        """`found` if zeros in `padding` hide their key, and do nothing else."""
-        for sizes in all_sizes[: len(_SMALL_COUNTS)]:
-            for seed in range(_SEEDS):
-                kept = self._padding(padding, sizes, seed)
-                part = self._visible(sizes, padding, kept)
-                rows, columns = self._pair(sizes)
-                band = visible_band(rows, found.window, columns, causal=found.causal)
-                expected = band & kept.astype(bool)[:, None, None, :]
-                if part is None or not _same(part, expected):
-                    return MaskMeaning(residual=True)
-        return dataclasses.replace(found, padding=padding)
+        """`found` with the test that hides keys, if the contents of `padding` do nothing else."""
+        small = all_sizes[: len(_SMALL_COUNTS)]
+        odd = self._odd_numbers(padding)
+        kept = dataclasses.replace(found, padding=padding)
+        for test in KEEPS:
+            agrees = self._agrees(found, padding, small, odd, test)
+            if agrees:
+                return dataclasses.replace(kept, keeps=test)
+            if agrees is None:  # for other numbers it is neither seen nor hidden
+                break
+        else:
+            return MaskMeaning(residual=True)
+        if _is_looked_up(padding) or not self._agrees(found, padding, small, (0, 1), "nonzero"):
+            return MaskMeaning(residual=True)
+        why = f"'{padding.name}' is taken to hold zeros and ones only"
+        return dataclasses.replace(kept, why=why)
 
-    def _padding(self, padding: ir.Value, sizes: Sizes, seed: int | None) -> Array:
+    def _agrees(
+        self,
+        found: MaskMeaning,
+        padding: ir.Value,
+        all_sizes: list[Sizes],
+        numbers: Sequence[int],
+        test: str,
+    ) -> bool | None:
+        """Whether a key is hidden where the test fails; None where the mask is no mask."""
+        for sizes, seed in itertools.product(all_sizes, range(_SEEDS)):
+            drawn = self._padding(padding, sizes, seed, numbers)
+            part = self._visible(sizes, padding, drawn)
+            if part is None:
+                return None
+            rows, columns = self._pair(sizes)
+            band = visible_band(rows, found.window, columns, causal=found.causal)
+            if not _same(part, band & KEEPS[test](drawn)[:, None, None, :]):
+                return False
+        return True
+
+    def _odd_numbers(self, padding: ir.Value) -> tuple[int, ...]:
+        """Numbers that a comparison in the sub-graph could tell from one."""
+        if padding.dtype == ir.DataType.BOOL:
+            return (0, 1)
+        near = {int(n) for v in ancestors(self.mask) for n in _few_whole_numbers(v)}
+        around = {n + step for n in near for step in (-1, 0, 1) if abs(n) < _LARGE}
+        return (0, 0, 0, *sorted(around | {-1, 1, 2, 3, _LARGE}))
+
+    def _padding(
+        self, padding: ir.Value, sizes: Sizes, seed: int | None, numbers: Sequence[int] = (0, 1)
+    ) -> Array:
         shape = Probe(self.model, sizes).shape_of(padding)
         if shape is None:
             raise ProbeFailure(f"the shape of '{padding.name}' is not known")
         dtype = padding.dtype.numpy() if padding.dtype is not None else np.int64
         if seed is None:
             return np.ones(shape, dtype)
-        drawn = np.random.default_rng(seed).integers(0, 2, shape)
+        drawn = np.random.default_rng(seed).choice(np.array(numbers), shape)
         drawn[:, 0] = seed % 2
         return drawn.astype(dtype)
 
@@ -192,6 +240,18 @@ class _Reader:
         return sizes | {name: self._pair(sizes)[1]}
 
 
+def _is_looked_up(value: ir.Value) -> bool:
+    """Whether the input picks rows of a table somewhere."""
+    return any(use.node.op_type == "Gather" and use.idx == 1 for use in value.uses())
+
+
+def _few_whole_numbers(value: ir.Value) -> list[float]:
+    array = constant(value)
+    if array is None or array.size > 8 or array.dtype.kind not in "if":
+        return []
+    return [float(n) for n in array.reshape(-1) if np.isfinite(n) and n == int(n)]
+
+
 def _fits(part: Array, pair: tuple[int, int]) -> bool:
     last = (1, 1, *part.shape)[-2:]
     return all(size in (1, count) for size, count in zip(last, pair, strict=True))
@@ -225,18 +285,3 @@ def _as_band(seen: Mapping[tuple[int, int], Array]) -> MaskMeaning:
 
 def _is_band(part: Array, band: Array) -> bool:
     return part.shape[-2:] == band.shape and bool((part == band).all())
-
-
-def visible_band(count: int, window: int, keys: int | None = None, *, causal: bool = True) -> Array:
-    """The causal mask [count, keys], aligned at the end, within `window` keys when not 0."""
-    total = count if keys is None else keys
-    last, j = np.arange(count)[:, None] + total - count, np.arange(total)[None]
-    return ((j <= last) | (not causal)) & ((j > last - window) | (window == 0))
-
-
-def visible_part(mask: Array) -> Array | None:
-    """A mask as booleans, True where visible; None when it holds anything but 0 and hidden."""
-    if mask.dtype == np.bool_:
-        return mask
-    hidden = mask <= HIDDEN
-    return ~hidden if np.all(hidden | (mask == 0)) else None

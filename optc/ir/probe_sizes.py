@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import onnx_ir as ir
 
 __all__ = ["probe_sizes"]
 
-_SMALL = (2, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79)
 _LARGE = (101, 1009, 10007)  # images and sounds are cut down before they are tokens
 
 
@@ -14,7 +16,7 @@ def probe_sizes(model: ir.Model) -> dict[str, int]:
     """A size for each symbol of the inputs, such that every shape in the graph has elements."""
     symbols = {s for v in model.graph.inputs if v.shape for s in v.shape.free_symbols()}
     dims = {d for n in model.graph for v in n.outputs if v.shape for d in v.shape}
-    free = [size for size in _SMALL if size not in dims]  # no size is like another
+    free = (size for size in _primes() if size not in dims)  # no size is like another
     sizes = dict(zip(sorted(symbols), free, strict=False))
     expressions = [d for d in dims if isinstance(d, ir.SymbolicDim) and d.value is not None]
     for large in _LARGE:
@@ -23,6 +25,10 @@ def probe_sizes(model: ir.Model) -> dict[str, int]:
             break
         sizes |= {s: large + 2 * i for i, s in enumerate(sorted(empty & set(sizes)))}
     return sizes
+
+
+def _primes() -> Iterator[int]:
+    return (n for n in itertools.count(2) if n != 3 and all(n % d for d in range(2, n)))
 
 
 def _is_empty(dim: ir.SymbolicDim, sizes: dict[str, int]) -> bool:

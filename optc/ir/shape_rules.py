@@ -116,9 +116,9 @@ def _cut(size: _Size, start: _Size, end: _Size) -> _Size | None:
     if not isinstance(start, int):
         return None
     if _is_endless(end) or end == size:
-        return size - start if start >= 0 else -start
-    if isinstance(end, int) and end < 0:
-        return size + end - start if start >= 0 else end - start
+        return size - start if start >= 0 else None
+    if isinstance(end, int) and end < 0 <= start:
+        return size + end - start
     return None
 
 
@@ -148,6 +148,8 @@ def _choose(a: _Size, b: _Size, equal: _Size, other: _Size) -> _Size | None:
     """One entry; None where it depends on a size."""
     if isinstance(a, int) and isinstance(b, int):
         return equal if a == b else other
-    if any(isinstance(n, int) and n < 0 for n in (a, b)):  # no size is negative
+    number, size = (a, b) if isinstance(a, int) else (b, a)
+    is_size = isinstance(size, ir.SymbolicDim) and (size.value or "").isidentifier()
+    if isinstance(number, int) and number < 0 and is_size:  # no size is negative, a sum may be
         return other
     return None

@@ -7,7 +7,6 @@ beside the graph is believed, if it names sizes of inputs.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 
@@ -23,9 +22,6 @@ __all__ = ["has_subgraphs", "infer_shapes"]
 _SMALL = 1024  # bytes; weights are never folded, they stay in their file
 _ROUNDS = 3
 _INVENTED = re.compile(r"\b_d\d+\b")
-
-# What it cannot infer stays unknown, and is asked about where it matters.
-logging.getLogger("onnx_shape_inference").setLevel(logging.ERROR)
 
 
 def infer_shapes(model: ir.Model) -> None:
@@ -88,7 +84,7 @@ def _merged(inferred: ir.Shape, declared: ir.Shape, known: set[str]) -> ir.Shape
         names = given.free_symbols() if isinstance(given, ir.SymbolicDim) else set()
         if not _is_invented(dim):
             dims.append(dim)
-        elif isinstance(given, int) or (names and names <= known):
+        elif names and names <= known:  # numbers stay behind when people free an input's axis
             dims.append(given)
         else:
             return None

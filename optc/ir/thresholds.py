@@ -1,7 +1,15 @@
-"""Lengths at which a mask is worth evaluating: past every threshold that its sub-graph holds."""
+"""Lengths at which a mask is worth evaluating: where one that holds so far may stop to.
+
+A mask is a band, or is none, only if it is so at every length. Lengths that could make a difference
+come from the numbers in its sub-graph: written or computed ones, their sums, products and inverses
+(a block size times a number of blocks), and the sizes of constant tables. Some lengths that nobody
+asked for are tried as well. This is a search and no proof; the comparison with the original after
+the pass is the second line.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Sequence
 
 import onnx_ir as ir
@@ -15,6 +23,9 @@ __all__ = ["HIDDEN", "Sizes", "counts_past_thresholds"]
 Sizes = dict[str, int]
 HIDDEN = -1e4  # additive masks use -inf, finfo.min, or -10000 in older exports
 _LARGEST_COUNT = 8200
+_ALWAYS = (130, 515)
+_MOST = 4  # of each kind, the largest
+_SCALING = {"Div", "Mod", "Mul", "BitShift"}
 _FEW = 8  # elements of a value that may be a threshold
 _ENDLESS = 2**30  # from here on a number means "to the end"
 
@@ -22,10 +33,7 @@ _ENDLESS = 2**30  # from here on a number means "to the end"
 def counts_past_thresholds(
     model: ir.Model, mask: ir.Value, small: Sequence[Sizes], data: Container[ir.Value]
 ) -> list[int]:
-    """Counts just past every whole number that the sub-graph compares with.
-
-    A threshold is any small value that is the same at two lengths, written or computed. The last
-    count is past their sum, for thresholds that are taken one after the other.
+    """Counts just past every length at which the sub-graph may change its mind.
 
     Args:
         model: The model.
@@ -36,15 +44,39 @@ def counts_past_thresholds(
     Raises:
         ProbeFailure: A threshold is larger than what is evaluated here.
     """
-    found: set[int] = set()
+    found: set[float] = set()
+    tables: set[int] = set()
     probes = [Probe(model, sizes) for sizes in small]
     for value in ancestors(mask):
-        if value not in data and not _is_fill(value):
-            found |= _whole_numbers(probes, value)
+        if value in data or _is_fill(value):
+            continue
+        found |= _numbers(probes, value)
+        tables |= _table_sizes(value)
     if found and max(found) > _LARGEST_COUNT:
-        raise ProbeFailure(f"its sub-graph holds {max(found)}, too large a length to try")
-    together = min(sum(found), _LARGEST_COUNT)
-    return sorted({n + 2 for n in [*sorted(found)[-3:], together] if n})
+        raise ProbeFailure(f"its sub-graph holds {max(found):g}, too large a length to try")
+    single = sorted(math.ceil(n) for n in found)[-_MOST:]
+    counts = {*_ALWAYS, *single, min(math.ceil(sum(found)), _LARGEST_COUNT)}
+    if _scales(mask):
+        factors = {*found, *(1 / n for n in found if n < 1)}
+        products = {math.ceil(a * b) for a in factors for b in factors if a >= 1}
+        counts |= set(sorted(n for n in products if n <= _LARGEST_COUNT)[-_MOST:])
+        counts |= {math.ceil(1 / n) for n in found if n < 1}
+    whole = [n for n in tables if n <= _LARGEST_COUNT][:_MOST]
+    return sorted({*(n + 2 for n in counts if n), *whole})
+
+
+def _scales(mask: ir.Value) -> bool:
+    """Whether something in the sub-graph is multiplied or divided."""
+    producers = (value.producer() for value in ancestors(mask))
+    return any(node is not None and node.op_type in _SCALING for node in producers)
+
+
+def _table_sizes(value: ir.Value) -> set[int]:
+    """How far a constant table goes: there its contents end, and its surprises."""
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is None or tensor.size <= _FEW:
+        return set()
+    return {size for size in tensor.shape.numpy() if size > _FEW}
 
 
 def _is_fill(value: ir.Value) -> bool:
@@ -55,7 +87,8 @@ def _is_fill(value: ir.Value) -> bool:
     return {use.node.op_type for use in value.uses()} <= {"Mul", "Where"}
 
 
-def _whole_numbers(probes: Sequence[Probe], value: ir.Value) -> set[int]:
+def _numbers(probes: Sequence[Probe], value: ir.Value) -> set[float]:
+    """Numbers that are the same at both lengths."""
     contents: list[Array | None] = [constant(value)]
     if value.producer() is not None and contents[0] is None:
         if value.shape is not None and len(value.shape) > 1:
@@ -70,4 +103,4 @@ def _whole_numbers(probes: Sequence[Probe], value: ir.Value) -> set[int]:
     if first.shape != last.shape or not (first == last).all():
         return set()
     numbers = [abs(float(n)) for n in first.reshape(-1) if n > HIDDEN]
-    return {int(n) for n in numbers if 2 <= n < _ENDLESS and n == int(n)}
+    return {n for n in numbers if 0 < n < _ENDLESS and n != 1 and n > 1 / _LARGEST_COUNT}

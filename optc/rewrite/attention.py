@@ -18,14 +18,8 @@ import onnx_ir as ir
 from optc.core.base import Refusal
 from optc.ir.constants import scalar
 from optc.rewrite.movement import unscaled
-from optc.rewrite.scores import (
-    MaskTerm,
-    NotFused,
-    foreign_node,
-    keeps_last_axes,
-    read_scores,
-    score_product,
-)
+from optc.rewrite.score_product import foreign_node, score_product
+from optc.rewrite.scores import MaskTerm, NotFused, keeps_last_axes, read_scores
 
 __all__ = ["AttentionMatch", "match_attention"]
 

@@ -54,7 +54,7 @@ class AttentionFusion:
         self.notes: list[str] = []
         self._joined: dict[tuple[object, ...], tuple[ir.Value | None, str]] = {}
         self._meanings: dict[tuple[MaskTerm, int | str | None, int | str | None], MaskMeaning] = {}
-        self._padding: dict[ir.Value, ir.Value] = {}
+        self._padding: dict[tuple[ir.Value, str], ir.Value] = {}
 
     def rewrite(self, match: AttentionMatch) -> Refusal | None:
         """Replace one site, or say why not."""
@@ -115,7 +115,7 @@ class AttentionFusion:
                 band.left.append(term)
                 continue
             if meaning.padding is not None:
-                band.left.append(self._padded(meaning.padding))
+                band.left.append(self._padded(meaning.padding, meaning.keeps))
                 if term.finite:
                     self._note(
                         "a row whose every key is padding gives zeros, where the model as given "
@@ -149,11 +149,12 @@ class AttentionFusion:
             return [(term, meaning)]
         return found
 
-    def _padded(self, padding: ir.Value) -> MaskTerm:
-        if padding not in self._padding:
+    def _padded(self, padding: ir.Value, keeps: str) -> MaskTerm:
+        key = padding, keeps
+        if key not in self._padding:
             first = Insert(self.model, self.model.graph[0])
-            self._padding[padding] = padding_mask(first, padding)
-        return MaskTerm(self._padding[padding], view=(None,) * 4)
+            self._padding[key] = padding_mask(first, padding, keeps)
+        return MaskTerm(self._padding[key], view=(None,) * 4)
 
     def _meaning(self, term: MaskTerm, counts: _Counts) -> MaskMeaning:
         key = (dataclasses.replace(term, view=None), *counts)

@@ -33,11 +33,21 @@ class MaskSite:
     all_keys: bool = True
 
 
-def padding_mask(insert: Insert, padding: ir.Value) -> ir.Value:
-    """[B,T] of ones and zeros as a boolean mask [B,1,1,T]."""
+def padding_mask(insert: Insert, padding: ir.Value, keeps: str) -> ir.Value:
+    """[B,T] as a boolean mask [B,1,1,T].
+
+    Args:
+        insert: Where the nodes go.
+        padding: The input.
+        keeps: Which of its entries keep a key; see `optc.ir.masks.MaskMeaning`.
+    """
     kept = padding
-    if padding.dtype != _BOOL:
+    if padding.dtype != _BOOL and keeps == "nonzero":
         kept = insert.node("Cast", [padding], _BOOL, padding.shape, to=int(_BOOL))
+    elif padding.dtype != _BOOL:
+        op, number = ("Equal", 1) if keeps == "one" else ("Greater", 0)
+        limit = insert.number(number, padding.dtype)
+        kept = insert.node(op, [padding, limit], _BOOL, padding.shape)
     dims = list(padding.shape or ())
     shape = ir.Shape([dims[0], 1, 1, dims[1]]) if len(dims) == 2 else None
     return insert.node("Unsqueeze", [kept, insert.ints([1, 2])], _BOOL, shape)

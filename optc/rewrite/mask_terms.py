@@ -13,8 +13,8 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
+from optc.ir.bands import visible_part
 from optc.ir.constants import constant, scalar
-from optc.ir.masks import visible_part
 from optc.ir.thresholds import HIDDEN
 from optc.rewrite.scores import MaskTerm
 

@@ -67,6 +67,8 @@ def find_operands(probe: Probe, match: AttentionMatch, insert: Insert) -> Operan
     query = resolve_heads(probe, match.query, Split(lead, 0, 0))
     if query is None and len(shape) == 4:
         query = Heads(match.query, 1, 1.0)
+    if len(lead) == 2 and len(shape) == 4 and shape[1] == 1 < lead[1]:
+        query = Heads(insert.expand_heads(match.query, lead[1]), 1, 1.0)
     split = _split_of(probe, query, lead)
     if split is None or query is None:
         split = _default_split(match.query.shape, lead, after)

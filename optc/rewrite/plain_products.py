@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from optc.ir.constants import constant
 from optc.ir.insert import Insert, take_over
+from optc.ir.probe import ancestors
 
 __all__ = ["spell_plainly"]
 
@@ -40,7 +41,7 @@ def spell_plainly(model: ir.Model) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Equation:
-    """Labels of `a,b->c` by their role: in all three, in a and c, in b and c, in a and b."""
+    """Labels of `a,b->c` by their role; `batch` labels may be missing in one operand."""
 
     left: str
     right: str
@@ -61,8 +62,8 @@ def _einsum(model: ir.Model, node: ir.Node) -> None:
     if left.is_initializer() or right.is_initializer():  # a projection
         return
     insert = Insert(model, node)
-    a = _arranged(insert, left, equation.left, equation.batch + equation.rows + equation.inner)
-    b = _arranged(insert, right, equation.right, equation.batch + equation.inner + equation.columns)
+    a = _operand(insert, left, equation.left, equation.batch, equation.rows + equation.inner)
+    b = _operand(insert, right, equation.right, equation.batch, equation.inner + equation.columns)
     made = equation.batch + equation.rows + equation.columns
     product = insert.node("MatMul", [a, b], node.outputs[0].dtype)
     if node.outputs[0].shape is not None:
@@ -81,14 +82,29 @@ def _parse(text: str, rank: int) -> _Equation | None:
         return None
     if any(len(set(labels)) != len(labels) for labels in (left, right, result)):
         return None
-    batch = "".join(c for c in result if c in left and c in right)
-    rows = "".join(c for c in result if c in left and c not in right)
-    columns = "".join(c for c in result if c in right and c not in left)
     inner = "".join(c for c in left if c in right and c not in result)
-    complete = len(batch) + 2 == len(left) == len(right) == len(result)
-    if not complete or not (len(rows) == len(columns) == len(inner) == 1):
+    if len(inner) != 1 or set(left) | set(right) != {*result, inner}:
         return None
-    return _Equation(left, right, result, batch, rows, columns, inner)
+    rows = [c for c in result if c in left and c not in right][-1:]
+    columns = [c for c in result if c in right and c not in left][-1:]
+    if not rows or not columns:
+        return None
+    batch = "".join(c for c in result if c not in {*rows, *columns})
+    return _Equation(left, right, result, batch, rows[0], columns[0], inner)
+
+
+def _operand(insert: Insert, value: ir.Value, labels: str, batch: str, last: str) -> ir.Value:
+    """[batch, last] with axes of size 1 for batch labels that the operand has not."""
+    own = "".join(label for label in batch if label in labels)
+    value = _arranged(insert, value, labels, own + last)
+    missing = [axis for axis, label in enumerate(batch) if label not in labels]
+    if not missing:
+        return value
+    dims = list(value.shape or ())
+    for axis in missing if dims else ():
+        dims.insert(axis, 1)
+    shape = ir.Shape(dims) if dims else None
+    return insert.node("Unsqueeze", [value, insert.ints(missing)], value.dtype, shape)
 
 
 def _arranged(insert: Insert, value: ir.Value, labels: str, wanted: str) -> ir.Value:
@@ -136,6 +152,8 @@ def _transposed_product(model: ir.Model, product: ir.Node) -> None:
     probabilities = transpose.inputs[0]
     if len(order) < 2 or order != swapped or not _comes_from_softmax(probabilities):
         return
+    if values.shape is None or len(values.shape) != len(order):
+        return
     assert probabilities is not None
     insert = Insert(model, product)
     straight = insert.transpose(values, swapped)
@@ -157,6 +175,9 @@ def _shared_probabilities(model: ir.Model, first: ir.Node) -> None:
     alike = len({str(shape[:-1]) for shape in shapes}) == 1
     if len(shapes) < len(products) or not alike or any(p.op_type != "MatMul" for p in products):
         return
+    made = {product.outputs[0] for product in products}
+    if any(ancestors(value) & made for value in values if value is not None):
+        return  # one is computed from another
     sizes = [shape[-1] for shape in shapes]
     if not all(isinstance(size, int) for size in sizes):
         return

@@ -24,6 +24,7 @@ from optc.ir.probe import Probe, ProbeFailure
 __all__ = ["Halves", "Rotary", "match_halves", "match_rotary"]
 
 _DEEPEST = 8
+_LONGER = 50  # tokens more, at which tables are looked at again
 _Fixed = Container[ir.Value | None]
 
 
@@ -155,9 +156,18 @@ def _comes_from(value: ir.Value, x: ir.Value) -> bool:
 def _tables_repeat(probe: Probe, cosines: ir.Value, sines: ir.Value) -> bool | None:
     """False if the second half repeats the first, True if neighbours repeat, None if neither."""
     try:
-        tables = [probe.run(cosines), probe.run(sines)]
+        found = _repetition(probe, cosines, sines)
     except ProbeFailure:
         return None
+    longer = Probe(probe.model, {name: size + _LONGER for name, size in probe.sizes.items()})
+    try:
+        return found if _repetition(longer, cosines, sines) == found else None
+    except ProbeFailure:  # a constant table may end before that
+        return found
+
+
+def _repetition(probe: Probe, cosines: ir.Value, sines: ir.Value) -> bool | None:
+    tables = [probe.run(cosines), probe.run(sines)]
     half = tables[0].shape[-1] // 2
     if all((t[..., :half] == t[..., half:]).all() for t in tables):
         return False

@@ -16,24 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from optc.ir.constants import constant, scalar
-from optc.ir.masks import visible_part
 from optc.ir.thresholds import HIDDEN
+from optc.rewrite.score_product import DEEPEST, VIEWS, hides_always, towards_product
 
-__all__ = [
-    "MaskTerm",
-    "NotFused",
-    "Scores",
-    "foreign_node",
-    "keeps_last_axes",
-    "read_scores",
-    "score_product",
-]
-
-_DEEPEST = 24
-_UNDERSTOOD = {"Add", "Clip", "Div", "Max", "Mul", "ReduceMax", "Sub", "Tanh", "Where"}
-_VIEWS = {"Reshape", "Cast", "Identity", "Dropout", "Flatten", "Squeeze", "Unsqueeze"}
-_UNDERSTOOD |= _VIEWS
-_Known = dict[ir.Value, ir.Node | None]
+__all__ = ["MaskTerm", "NotFused", "Scores", "keeps_last_axes", "read_scores"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,89 +69,6 @@ class NotFused(Exception):
     """Not fused; the text is the reason."""
 
 
-def score_product(
-    value: ir.Value | None, depth: int = _DEEPEST, known: _Known | None = None
-) -> ir.Node | None:
-    """The product of queries and keys that scores come from, some steps upstream.
-
-    Args:
-        value: The scores.
-        depth: How many nodes are looked at.
-        known: What was found for other values already.
-    """
-    known = {} if known is None else known
-    if value is None or not depth:
-        return None
-    if value not in known:
-        known[value] = None
-        node = value.producer()
-        if node is not None and not node.domain and node.op_type == "MatMul":
-            known[value] = node if _is_of_data(node) else None
-        elif node is not None and not node.domain:
-            known[value] = score_product(_towards_product(node, depth - 1, known), depth - 1, known)
-    return known[value]
-
-
-def foreign_node(
-    value: ir.Value | None, depth: int = 8, foreign: ir.Node | None = None
-) -> ir.Node | None:
-    """A node that is not understood on the way down to a product of data, if there is one."""
-    node = value.producer() if value is not None else None
-    if node is None or not depth or node.op_type in {"Gemm", "Conv"}:
-        return None
-    if node.op_type == "Einsum":
-        weights = [v is None or v.is_initializer() for v in node.inputs]
-        return node if len(weights) > 1 and not any(weights) else None
-    if node.op_type == "MatMul":
-        return foreign if _is_of_data(node) else None
-    if node.op_type not in _UNDERSTOOD:
-        foreign = foreign or node
-    found = (foreign_node(below, depth - 1, foreign) for below in node.inputs)
-    return next((one for one in found if one is not None), None)
-
-
-def _is_of_data(product: ir.Node) -> bool:
-    """Whether it is no projection: weights are constant."""
-    right = product.inputs[1]
-    for _ in range(_DEEPEST):
-        if right is None or right.is_initializer():
-            return False
-        producer = right.producer()
-        if producer is None:
-            return True
-        if producer.op_type not in _VIEWS | {"Transpose", "DequantizeLinear", "Constant"}:
-            return True
-        if producer.op_type == "Constant":
-            return False
-        right = producer.inputs[0]
-    return True
-
-
-def _towards_product(node: ir.Node, depth: int, known: _Known | None = None) -> ir.Value | None:
-    """The operand of an element-wise node that scores flow through."""
-    if node.op_type in _VIEWS | {"Tanh", "Max", "Clip"}:
-        return node.inputs[0]
-    if node.op_type == "Where":
-        kept, other = node.inputs[1], node.inputs[2]
-        return other if _is_hidden_fill(kept) else kept
-    if node.op_type in {"Mul", "Div", "Add", "Sub"}:
-        left, right = node.inputs
-        if left is None or scalar(right) is not None:
-            return left
-        if scalar(left) is not None:
-            return right
-        return left if score_product(left, depth, known) is not None else right
-    return None
-
-
-def _is_hidden_fill(value: ir.Value | None) -> bool:
-    array = constant(value)
-    if array is None or array.dtype.kind != "f":
-        return False
-    part = visible_part(np.atleast_1d(array))
-    return part is not None and not part.any()
-
-
 def read_scores(value: ir.Value | None, product: ir.Value) -> Scores:
     """Read what happens to `product` until it is `value`, the input of the Softmax.
 
@@ -173,10 +76,10 @@ def read_scores(value: ir.Value | None, product: ir.Value) -> Scores:
         NotFused: Something on the way is not understood.
     """
     chain: list[tuple[ir.Node, ir.Value]] = []
-    depth = _DEEPEST
+    depth = DEEPEST
     while value is not None and value is not product:
         node = value.producer()
-        below = _towards_product(node, depth) if node is not None and depth else None
+        below = towards_product(node, depth) if node is not None and depth else None
         if node is None or below is None:
             raise NotFused("the scores cannot be followed to a product")
         chain.append((node, below))
@@ -210,7 +113,7 @@ class _Reader:
         if not _is_only_used_by_scores(node, below):
             raise NotFused("the attention scores are used elsewhere too")
         op = node.op_type
-        if op in _VIEWS:
+        if op in VIEWS:
             if not keeps_last_axes(node):
                 raise NotFused(f"'{op}' changes the axes or the kind of the scores")
             return
@@ -274,7 +177,7 @@ class _Reader:
     def _where(self, node: ir.Node, below: ir.Value) -> None:
         condition, kept, other = node.inputs
         fill = other if kept is below else kept
-        if condition is None or not _is_hidden_fill(fill):
+        if condition is None or not hides_always(fill):
             raise NotFused("a Where puts something else in the place of scores")
         negated, finite = kept is not below, _is_finite(fill)
         self.terms.append(

@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from optc.ir.masks import MaskMeaning, read_mask, visible_band, visible_part
+from optc.ir.bands import visible_band, visible_part
+from optc.ir.masks import MaskMeaning, read_mask
 
 
 def mask_model(graph, body: str, extra: str = ""):
