@@ -72,7 +72,8 @@ class KV(Pass):
         if LOGITS not in {v.name for v in model.graph.outputs}:
             names = ", ".join(str(v.name) for v in model.graph.outputs)
             problem = f"the graph has no output named '{LOGITS}' (it has {names})"
-            raise UnsupportedError(problem, where="pass 'kv'")
+            remedy = f"export with output_names=['{LOGITS}']"
+            raise UnsupportedError(problem, where="pass 'kv'", remedy=remedy)
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         """Give every site a cache, or none."""

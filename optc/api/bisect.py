@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from optc.api.log import Log, silent
-from optc.api.policies import policy_for
+from optc.api.policies import fitted, policy_for
 from optc.api.registries import passes as pass_registry
 from optc.api.samples import calibration_of, find_reference
 from optc.core.context import Context, Progress, no_progress
@@ -48,6 +48,7 @@ def bisect(
     limits = policy_for(policy, pipeline)
     source = Path(model)
     graph = load_canonical(source)
+    limits = fitted(limits, graph)
     truth = find_reference(graph, source, reference, seed=seed, log=log, progress=progress)
     samples = calibration_of(truth, calibration, graph)
     context = Context(OrtEvaluator(), samples, "ort", seed, progress)

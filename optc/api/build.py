@@ -11,7 +11,7 @@ import onnx_ir as ir
 from optc.api.log import Log, LogHook, silent, stage
 from optc.api.outputs import bundle_path, check_folder, folder_bytes
 from optc.api.pack import Packer
-from optc.api.policies import policy_for
+from optc.api.policies import fitted, policy_for
 from optc.api.registries import passes as pass_registry
 from optc.api.registries import targets as target_registry
 from optc.api.result import BuildResult
@@ -91,6 +91,7 @@ def build(
 
     with stage(progress, "reading the model"):
         graph = load_canonical(source)
+    limits = fitted(limits, graph)
     truth = find_reference(graph, source, reference, seed=seed, log=log, progress=progress)
     samples = calibration_of(truth, calibration, graph)
     context = Context(OrtEvaluator(), samples, goal.name, seed, progress)

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import onnx_ir as ir
 
 from optc.bundle.manifest import Manifest
 from optc.core.errors import BundleError
 from optc.core.pipeline import Pipeline
 from optc.parity.policy import Limits, Policy, load_policy
 
-__all__ = ["policy_for", "policy_of"]
+__all__ = ["fitted", "policy_for", "policy_of"]
 
 
 def policy_for(path: str | Path | None, pipeline: Pipeline) -> Policy:
     """The limits of a policy file, or the default ones, for what a pipeline promises."""
     promises = [p.promise for p in pipeline.passes]
     return Policy.default(promises) if path is None else load_policy(path, promises)
+
+
+def fitted(policy: Policy, graph: ir.Model) -> Policy:
+    """The default limits for the precision that a graph has; limits from a file as they are."""
+    half = any(v.dtype == ir.DataType.FLOAT16 for v in graph.graph.initializers.values())
+    if policy.source != "default" or not half:
+        return policy
+    return dataclasses.replace(policy, exact=policy.exact.in_half_precision())
 
 
 def policy_of(manifest: Manifest, path: str | Path | None) -> Policy:

@@ -105,9 +105,9 @@ def _smaller_if_any(first: float | None, second: float | None) -> float | None:
 
 
 def valid_positions(inputs: Feeds) -> Array | None:
-    """Which positions of [B,S] are not padding, bool, from `attention_mask`; None without one."""
-    mask = inputs.get("attention_mask")
-    return mask != 0 if mask is not None and mask.ndim == 2 else None
+    """Which positions of [B,S] are not padding, from the input that is called a mask; or None."""
+    masks = (a for name, a in inputs.items() if "mask" in name.lower() and a.ndim == 2)
+    return next((mask != 0 for mask in masks if mask.dtype.kind in "iub"), None)
 
 
 @dataclasses.dataclass

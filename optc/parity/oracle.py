@@ -63,7 +63,23 @@ def make_reference(
     Raises:
         SampleError: No inputs can be made, the graph takes none of them, or it answers NaN.
     """
-    maker = InputMaker(model)
+    counts = samples, calibration, new_tokens
+    try:
+        return _answered(InputMaker(model), model, open_model, seed, counts, progress)
+    except SampleError:
+        alike = InputMaker(model, alike=True)
+        return _answered(alike, model, open_model, seed, counts, progress)
+
+
+def _answered(
+    maker: InputMaker,
+    model: ir.Model,
+    open_model: OpenModel,
+    seed: int,
+    counts: tuple[int, int, int],
+    progress: Progress,
+) -> Reference:
+    samples, calibration, new_tokens = counts
     feeds = [maker.make(i, seed, _SAMPLES) for i in range(samples)]
     to_calibrate = [maker.make(i, seed, _CALIBRATION) for i in range(calibration)]
     note = f"Random inputs made from the signature, seed {seed}."

@@ -89,9 +89,16 @@ def _offset(node: ir.Node, index: int) -> int | None:
 
 
 class InputMaker:
-    """Makes inputs for one graph. The cache of a generator graph is left out: it starts empty."""
+    """Makes inputs for one graph. The cache of a generator graph is left out: it starts empty.
 
-    def __init__(self, model: ir.Model):
+    Args:
+        model: The graph.
+        alike: Whether all axes but the first are given one size, whatever their names: exporters
+            name the length of texts and that of their mask apart at times.
+    """
+
+    def __init__(self, model: ir.Model, *, alike: bool = False):
+        self._step = 0 if alike else 2
         inputs = list(model.graph.inputs)
         has_cache = any(value.name == LENGTHS for value in inputs)
         self._inputs = [value for value in inputs if not (has_cache and _is_cache(value))]
@@ -125,7 +132,7 @@ class InputMaker:
                     elif symbol not in symbols:
                         symbols.append(symbol)
         for number, symbol in enumerate(s for s in symbols if s not in sizes):
-            sizes[symbol] = _TOKENS[index % len(_TOKENS)] + 2 * number
+            sizes[symbol] = _TOKENS[index % len(_TOKENS)] + self._step * number
         return sizes
 
     def _array(

@@ -23,6 +23,7 @@ from optc.rewrite.scores import MaskTerm, NotFused, keeps_last_axes, read_scores
 
 __all__ = ["AttentionMatch", "match_attention"]
 
+_WITHOUT = "export without output_attentions (need_weights in torch.nn.MultiheadAttention)"
 _FUSED = {
     "Attention",
     "DecoderMaskedMultiHeadAttention",
@@ -102,9 +103,7 @@ def _standard(node: ir.Node) -> AttentionMatch:
     if query.shape.rank() != 4:
         raise NotFused(f"the query has shape {query.shape}, and its number of heads is not known")
     if any(o.uses() or o.is_graph_output() for o in node.outputs[3:]):
-        raise NotFused(
-            "the attention scores are used elsewhere too; export without output_attentions"
-        )
+        raise NotFused(f"the attention scores are used elsewhere too; {_WITHOUT}")
     past = (past_key, past_value) if past_key is not None and past_value is not None else None
     if past is not None and lengths is not None:
         raise NotFused("it has both a past and a number of valid keys")
@@ -197,7 +196,7 @@ def _product_with_values(softmax: ir.Node) -> tuple[ir.Node, bool]:
         users = list(dict.fromkeys(use.node for use in value.uses()))
         kinds = sorted(user.op_type for user in users)
         if value.is_graph_output():
-            raise NotFused("the attention probabilities are an output of the graph")
+            raise NotFused(f"the attention probabilities are an output of the graph; {_WITHOUT}")
         if kinds == ["MatMul"] and users[0].inputs[0] is value:
             return users[0], guarded
         if kinds == ["IsNaN", "Where"] and _is_nan_guard(users, value):
@@ -213,7 +212,7 @@ def _product_with_values(softmax: ir.Node) -> tuple[ir.Node, bool]:
         elif len(kinds) > 1:
             raise NotFused(
                 "the attention probabilities are used elsewhere too "
-                f"({', '.join(kinds)}); export without output_attentions"
+                f"({', '.join(kinds)}); if they are to be returned, {_WITHOUT}"
             )
         else:
             break

@@ -127,12 +127,18 @@ class AttentionFusion:
             if meaning.window and band.window and meaning.window != band.window:
                 raise NotFused("it has two different windows")
             band.window = meaning.window or band.window
+        if _hides_rows_by_numbers(band.left) and not match.causal and not match.gates:
+            # where all keys that are seen have a finite number, later keys count as well
+            return _Band(causal=False, left=list(match.masks))
+        self._check_gates(match, band, counts)
+        return band
+
+    def _check_gates(self, match: AttentionMatch, band: _Band, counts: _Counts) -> None:
         for gate in match.gates:
             meaning = read_mask(self.model, gate, *counts, gate=True)
             same = (meaning.causal, meaning.window) == (band.causal, band.window)
             if meaning.residual or meaning.padding is not None or not same:
                 raise NotFused(f"its scores are multiplied by '{gate.name}', which no mask hides")
-        return band
 
     def _note(self, sentence: str) -> None:
         if sentence not in self.notes:
@@ -234,6 +240,11 @@ class AttentionFusion:
                 continue
             if is_same(self.probe, made, back):
                 ir.convenience.replace_all_uses_with(back, made)
+
+
+def _hides_rows_by_numbers(terms: list[MaskTerm]) -> bool:
+    """Whether masks that are left may put a finite number in the place of a whole row's scores."""
+    return any(term.finite and term.value.dtype == ir.DataType.BOOL for term in terms)
 
 
 def _free_name(model: ir.Model, name: str) -> str:

@@ -73,7 +73,7 @@ def join_masks(
         return None, ""
     joiner = _Joiner(insert, site)
     dtype = site.query.dtype
-    values = [joiner.readable(term) for term in terms]
+    values = joiner.values(terms)
     booleans = [v for v in values if v.dtype == _BOOL]
     biases = [v for v in values if v.dtype != _BOOL]
     mask = booleans[0] if booleans else biases[0]
@@ -98,21 +98,39 @@ class _Joiner:
         self.site = site
         self.dtype = site.query.dtype
 
-    def readable(self, term: MaskTerm) -> ir.Value:
-        """One mask over [B,H,S,T], boolean or additive in the query's type.
+    def values(self, terms: list[MaskTerm]) -> list[ir.Value]:
+        """Masks over [B,H,S,T], boolean or additive in the query's type.
 
         A finite fill stays finite: kernels give zeros to rows whose mask is minus infinity, or
-        the lowest number, throughout, where the original averages all values.
+        the lowest number, throughout, where the original averages all values. Scores that several
+        masks replace by a number are replaced once; what several masks add to them adds up.
         """
+        replaced = [t for t in terms if t.finite and t.fill > -math.inf]
+        values = [self.readable(term) for term in terms if term not in replaced]
+        if not replaced:
+            return values
+        visible = self.plain(replaced[0])
+        for term in replaced[1:]:
+            visible = self.insert.node("And", [visible, self.plain(term)], _BOOL)
+        return [self.number(visible), *values]
+
+    def plain(self, term: MaskTerm) -> ir.Value:
+        """One mask, True or zero where visible."""
         value = term.value
         if term.negated:
             value = self.insert.node("Not", [value], _BOOL, value.shape)
-        value = self.aligned(value, term)
+        return self.aligned(value, term)
+
+    def number(self, visible: ir.Value) -> ir.Value:
+        """A boolean mask as zeros and a number that hides."""
+        numbers = [self.insert.number(n, self.dtype) for n in (0.0, _low(self.dtype))]
+        return self.insert.node("Where", [visible, *numbers], self.dtype, visible.shape)
+
+    def readable(self, term: MaskTerm) -> ir.Value:
+        """One mask as it is joined with others."""
+        value = self.plain(term)
         if value.dtype == _BOOL:
-            if not term.finite:
-                return value
-            numbers = [self.insert.number(n, self.dtype) for n in (0.0, _low(self.dtype))]
-            return self.insert.node("Where", [value, *numbers], self.dtype, value.shape)
+            return self.number(value) if term.finite else value
         if value.dtype != self.dtype and self.dtype is not None:
             value = self.insert.node("Cast", [value], self.dtype, value.shape, to=int(self.dtype))
         if term.factor != 1.0:

@@ -85,8 +85,8 @@ def _parse(text: str, rank: int) -> _Equation | None:
     inner = "".join(c for c in left if c in right and c not in result)
     if len(inner) != 1 or set(left) | set(right) != {*result, inner}:
         return None
-    rows = [c for c in result if c in left and c not in right][-1:]
-    columns = [c for c in result if c in right and c not in left][-1:]
+    rows = [c for c in left if c in result and c not in right][-1:]
+    columns = [c for c in right if c in result and c not in left][-1:]
     if not rows or not columns:
         return None
     batch = "".join(c for c in result if c not in {*rows, *columns})

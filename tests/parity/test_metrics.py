@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from optc.parity.metrics import Accumulator, Metrics
+from optc.parity.metrics import Accumulator, Metrics, valid_positions
 
 BATCH, TOKENS, VOCAB = 2, 5, 11
 
@@ -218,3 +218,9 @@ def test_as_dict_is_strict_json() -> None:
     found = measure(({"y": np.zeros(2)}, {"y": np.ones(2)}, {}))
     text = json.dumps(found.as_dict(), allow_nan=False)
     assert json.loads(text)["rel_l2"] is None
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "mask"])
+def test_positions_of_padding_are_not_judged_whatever_the_mask_is_called(name: str) -> None:
+    inputs = {"x": np.zeros((1, 3)), name: np.array([[1, 1, 0]])}
+    assert valid_positions(inputs).tolist() == [[True, True, False]]

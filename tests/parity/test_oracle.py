@@ -278,3 +278,16 @@ def test_an_input_of_unknown_rank_is_one_sentence() -> None:
     model.graph.inputs[0].shape = None
     with pytest.raises(SampleError, match="the rank of 'x' is not known; give a reference"):
         make_reference(model, open_model)
+
+
+def test_lengths_that_are_named_apart_may_have_to_be_equal() -> None:
+    """Exporters name the length of texts and that of their mask apart at times."""
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["": 23]>
+    agraph (float[b,s] x, int64[c,t] mask) => (float[b,s] y) {
+        kept = Cast<to = 1>(mask)
+        y = Mul(x, kept)
+    }""")
+    reference = make_reference(model, open_model)
+    shapes = {(s.inputs["x"].shape, s.inputs["mask"].shape) for s in reference.samples}
+    assert len(reference.samples) == 4
+    assert all(first == second for first, second in shapes)

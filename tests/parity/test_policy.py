@@ -183,3 +183,11 @@ def test_as_dict_has_the_keys_of_the_file() -> None:
     assert document["promise"] == "measured"
     assert document["exact"] == {"max_rel": 1e-4, "rel_l2": 2e-5, "greedy_equal": 1.0}
     assert document["measured"]["without_logits"] == {"cosine_min": 0.99}
+
+
+def test_a_graph_in_half_precision_has_wider_bounds_and_the_same_tokens() -> None:
+    limits = Limits(max_rel=1e-4, rel_l2=2e-5, greedy_equal=1.0)
+    half = limits.in_half_precision()
+    assert half.rel_l2 == pytest.approx(2e-3)
+    assert half.max_rel == pytest.approx(1e-2)
+    assert half.greedy_equal == 1.0

@@ -298,3 +298,36 @@ def test_axes_may_have_any_name(name, graph):
         value.shape = ir.Shape([name, *value.shape[1:]])
     canonicalize(model)
     assert Flash().run(model, Context()).rewrites == 1
+
+
+def test_a_mask_from_data_that_hides_whole_rows_with_a_number(graph, run, rng):
+    """Of a row whose keys all have the same low score, later keys count as well."""
+    body = f"""{RANGES}
+        fill = Constant<value_float = -1000000000.0>()
+        last = Constant<value_ints = [-1]>()
+        ones = Constant<value_ints = [1]>()
+        sums = ReduceSum<keepdims = 0>(k, last)
+        firsts = ReduceMax<keepdims = 0>(sums, ones)
+        low = Constant<value_float = 0.0>()
+        kept = Greater(firsts, low)
+        a12 = Constant<value_ints = [1, 2]>()
+        kept4 = Unsqueeze(kept, a12)
+        some = Where(kept4, raw, fill)
+        scores = Where(causal, some, fill)
+    """
+    data = feeds(rng, 6)
+    data["k"][:, :, :3] = -1
+    check(site(body), data, graph, run)
+
+
+def test_multi_query_einsum_with_tokens_first(graph, run, rng):
+    text = """<ir_version: 10, opset_import: ["": 18]>
+    agraph (float[b,4,s,8] q, float[b,s,8] k, float[b,s,8] v) => (float[b,s,4,8] y) {
+        raw = Einsum<equation = "bhqd,bkd->bhqk">(q, k)
+        p = Softmax<axis = -1>(raw)
+        y = Einsum<equation = "bhqk,bkd->bqhd">(p, v)
+    }"""
+    data = {n: rng.standard_normal((2, 3, 8)).astype(np.float32) for n in "kv"}
+    data["q"] = rng.standard_normal((2, 4, 3, 8)).astype(np.float32)
+    model = check(text, data, graph, run)
+    assert len(list(flash_attention_nodes(model))) == 1
