@@ -148,6 +148,8 @@ def main() -> None:
     for row in measure(given.families, given.spellings):
         rows.append(row)
         print(line(row), file=sys.stderr if given.json else sys.stdout, flush=True)
+    if not rows:
+        parser.error("no family in such a spelling")
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     if given.json:
         document = {"versions": versions, "totals": totals(rows)}

