@@ -140,7 +140,7 @@ def _decomposed(softmax: ir.Node) -> AttentionMatch | None:
     scores = score_product(softmax.inputs[0])
     if scores is None:
         if (node := foreign_node(softmax.inputs[0])) is not None:
-            raise NotFused(f"'{node.op_type}' between the score product and the Softmax")
+            raise NotFused(_between(node))
         return None
     product, guarded = _product_with_values(softmax)
     query, key, values = scores.inputs[0], scores.inputs[1], product.inputs[1]
@@ -166,6 +166,13 @@ def _decomposed(softmax: ir.Node) -> AttentionMatch | None:
         head_factors=tuple(read.head_factors),
         gates=tuple(read.gates),
     )
+
+
+def _between(node: ir.Node) -> str:
+    if node.op_type in {"MatMul", "Einsum"}:
+        return "the scores cannot be followed from the Softmax to their product"
+    sinks = "; attention sinks are not understood" if node.op_type == "Concat" else ""
+    return f"'{node.op_type}' between the score product and the Softmax{sinks}"
 
 
 def _reaches_product(value: ir.Value, depth: int = 6) -> bool:

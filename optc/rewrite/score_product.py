@@ -43,7 +43,10 @@ def score_product(
 def foreign_node(
     value: ir.Value | None, depth: int = 8, foreign: ir.Node | None = None
 ) -> ir.Node | None:
-    """A node that is not understood on the way down to a product of data, if there is one."""
+    """A node that is not understood on the way down to a product of data, if there is one.
+
+    Where every node is one that scores may go through, but not in this way, it is the product.
+    """
     node = value.producer() if value is not None else None
     if node is None or not depth or node.op_type in {"Gemm", "Conv"}:
         return None
@@ -51,7 +54,7 @@ def foreign_node(
         weights = [v is None or v.is_initializer() for v in node.inputs]
         return node if len(weights) > 1 and not any(weights) else None
     if node.op_type == "MatMul":
-        return foreign if _is_of_data(node) else None
+        return (foreign or node) if _is_of_data(node) else None
     if node.op_type not in _UNDERSTOOD:
         foreign = foreign or node
     found = (foreign_node(below, depth - 1, foreign) for below in node.inputs)

@@ -218,6 +218,38 @@ def test_refuses_an_operation_it_does_not_know(graph):
     assert refused(graph(text)) == "'Sigmoid' between the score product and the Softmax"
 
 
+def test_refuses_scores_that_a_number_replaces_without_hiding_them(graph):
+    text = Spelling("compare", "where").text().replace("value_float = -inf", "value_float = 0.0")
+    assert "a Where puts something else in the place" in refused(graph(text))
+    text = text.replace("Where(visible, capped, hidden)", "Where(visible, hidden, capped)")
+    assert "cannot be followed" in refused(graph(text))
+
+
+def test_refuses_sinks_by_name(graph):
+    text = (
+        Spelling()
+        .text()
+        .replace(
+            "capped = Identity(scores)",
+            """
+        last = Constant<value_ints = [3]>()
+        sink = ReduceMax(scores, last)
+        wide = Concat<axis = -1>(scores, sink)
+        capped = Identity(wide)
+        """,
+        )
+    )
+    text = text.replace(
+        "p = Identity(soft)",
+        """
+        begin = Constant<value_ints = [0]>()
+        until = Constant<value_ints = [-1]>()
+        p = Slice(soft, begin, until, last)
+        """,
+    )
+    assert "sinks" in refused(graph(text))
+
+
 def test_refuses_scores_that_are_used_twice(graph):
     text = Spelling().text().replace("capped = Identity(scores)", "capped = Mul(scores, scores)")
     assert "scores" in refused(graph(text))
