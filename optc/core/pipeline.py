@@ -112,5 +112,5 @@ def _nothing_done(p: Pass, result: PassResult) -> NoRewriteError:
         f"nothing was rewritten: {why}",
         [(r.site, r.reason) for r in result.refusals],
         where=f"pass '{p.name}'",
-        remedy="drop the pass, give --allow-noop, or look with 'optc inspect'",
+        remedy="drop the pass or give --allow-noop",
     )
