@@ -40,7 +40,6 @@ def canonicalize(model: ir.Model) -> None:
         except PreconditionError as error:
             raise ModelFileError("functions of the model call each other in a circle") from error
     name_axes(model)
-    name_axes(model)
     convert_opset(model, OPSET)
     model.ir_version = max(model.ir_version or 0, 11)
     common.ClearMetadataAndDocStringPass()(model)

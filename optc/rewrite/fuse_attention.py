@@ -219,10 +219,9 @@ class AttentionFusion:
         if given.is_graph_output() and (new.is_graph_output() or not new.producer()):
             new = Insert(self.model, at).node("Identity", [new], new.dtype, given.shape)
         if given.is_graph_output():
-            name, given.name = given.name, f"{given.name}_unfused"
-            new.name = name
-        new.shape = new.shape or given.shape
-        ir.convenience.replace_all_uses_with(given, new, replace_graph_outputs=True)
+            take_over(given, new)
+        else:
+            ir.convenience.replace_all_uses_with(given, new)
 
     def _back(self, insert: Insert, made: ir.Value, output: ir.Value, lead: list[int]) -> None:
         """Give the users of [.., S, D] what they had, or [B,H,S,D] where they go back to it."""
