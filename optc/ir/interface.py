@@ -18,8 +18,10 @@ from optc.core.context import Array, Feeds
 from optc.core.session import Port
 
 __all__ = [
+    "DECODER_TOKENS",
     "LENGTHS",
     "LOGITS",
+    "NEW_LENGTHS",
     "TOKENS",
     "CachePort",
     "cache_ports",
@@ -27,10 +29,13 @@ __all__ = [
     "past_name",
     "ports",
     "present_name",
+    "token_input",
 ]
 
 TOKENS = "input_ids"
+DECODER_TOKENS = "decoder_input_ids"
 LENGTHS = "cache_lengths"
+NEW_LENGTHS = "new_lengths"
 LOGITS = "logits"
 
 
@@ -64,6 +69,11 @@ class CachePort:
     dtype: str
     capacity: int | None
 
+    @property
+    def is_cross(self) -> bool:
+        """Whether it holds what an encoder gave: computed by the first call, then only read."""
+        return "encoder" in self.past.split(".")
+
     def empty(self, batch: int) -> Array:
         """A cache with nothing in it, for `batch` rows."""
         return np.zeros((batch, self.heads, self.capacity or 0, self.dim), np.dtype(self.dtype))
@@ -93,6 +103,12 @@ def cache_ports(inputs: Iterable[Port]) -> tuple[CachePort, ...]:
         capacity = tokens if isinstance(tokens, int) else None
         found.append(CachePort(port.name, f"present.{rest}", heads, dim, port.dtype, capacity))
     return tuple(found)
+
+
+def token_input(inputs: Iterable[Port]) -> Port | None:
+    """The input [B,S] that takes new tokens: of the decoder, where there is an encoder too."""
+    named = {port.name: port for port in inputs}
+    return named.get(DECODER_TOKENS, named.get(TOKENS))
 
 
 def complete_feeds(inputs: Iterable[Port], feeds: Feeds) -> dict[str, Array]:

@@ -19,6 +19,7 @@ from optc.ir.save import save_model
 from optc.targets.base import Target
 from optc.targets.evaluate import check_file
 from optc.targets.ort_attention import attention_facts, lower_attention
+from optc.targets.ort_cache import caches_in_place
 from optc.targets.ort_norms import lower_norms
 from optc.targets.ort_quant import lower_quant
 from optc.targets.ort_session import OrtSession
@@ -89,8 +90,8 @@ class Ort(Target):
     def open(self, folder: Path) -> OrtSession:
         """Open the engine; its external data is checked before the runtime sees it."""
         path = folder / ENGINE
-        load_model(path)
-        return OrtSession(path, threads=self.threads)
+        in_place = caches_in_place(load_model(path))
+        return OrtSession(path, threads=self.threads, in_place=in_place)
 
 
 def _same_signature(kind: str, wrote: Sequence[Port], read: Sequence[Port]) -> None:
