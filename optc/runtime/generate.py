@@ -11,11 +11,11 @@ from optc.core.context import Feeds
 from optc.core.errors import UsageError
 from optc.core.hooks import peak_rss_bytes
 from optc.core.session import Session
-from optc.runtime.row import Finish, Row
+from optc.runtime.row import Row
 from optc.runtime.sampling import GREEDY, Sampling
 from optc.runtime.stepper import Rows, Stepper, make_stepper
 
-__all__ = ["Finish", "Generation", "OnToken", "Stats", "generate"]
+__all__ = ["Generation", "OnToken", "Stats", "generate"]
 
 OnToken = Callable[[int, int], bool]
 """Called with (row, token) for each new token; True ends that row."""

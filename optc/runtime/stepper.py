@@ -18,7 +18,16 @@ from optc.core.session import Port, Session
 from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, cache_ports, token_input
 from optc.runtime.cache import make_cache
 
-__all__ = ["CachedStepper", "RecomputeStepper", "Rows", "Stepper", "make_stepper", "places"]
+__all__ = [
+    "CachedStepper",
+    "RecomputeStepper",
+    "Rows",
+    "Stepper",
+    "last_logits",
+    "make_stepper",
+    "padded",
+    "places",
+]
 
 Rows = Sequence[Sequence[int]]
 
@@ -161,14 +170,14 @@ class CachedStepper(Stepper):
 
     def _feed(self, rows: Rows, start: int, count: int) -> Array:
         """Run the next `count` tokens of each row, from `start` on; rows may have none left."""
-        tokens, counts = _padded([row[start : start + count] for row in rows])
+        tokens, counts = padded([row[start : start + count] for row in rows])
         feeds = {**self._feeds, self._tokens: tokens, LENGTHS: self._lengths}
         if self._says_new:
             # What a row without tokens answers is nobody's.
             feeds[NEW_LENGTHS] = np.maximum(counts, 1)
         logits = self._cache.step(feeds, (LOGITS,))[LOGITS]
         self._lengths = self._lengths + counts
-        return _last(logits, counts)
+        return last_logits(logits, counts)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop the other rows from the cache: those that stay move to the front."""
@@ -202,7 +211,7 @@ class RecomputeStepper(Stepper):
     def feed(self, rows: Rows) -> Array:
         """Run all tokens so far."""
         self._rows = [[*old, *new] for old, new in zip(self._rows, rows, strict=True)]
-        tokens, counts = _padded(self._rows, self._width)
+        tokens, counts = padded(self._rows, self._width)
         positions = np.arange(tokens.shape[1], dtype=np.int64)
         mask = (positions < counts[:, None]).astype(np.int64)
         spread = np.broadcast_to(positions, tokens.shape).copy()
@@ -211,7 +220,7 @@ class RecomputeStepper(Stepper):
         started = time.perf_counter()
         logits = self._session.run({**self._feeds, **feeds}, (LOGITS,))[LOGITS]
         self._seconds += time.perf_counter() - started
-        return _last(logits, counts)
+        return last_logits(logits, counts)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Forget the other rows."""
@@ -220,7 +229,8 @@ class RecomputeStepper(Stepper):
         self._feeds = {name: array[chosen] for name, array in self._feeds.items()}
 
 
-def _padded(rows: Rows, width: int | None = None) -> tuple[Array, Array]:
+def padded(rows: Rows, width: int | None = None) -> tuple[Array, Array]:
+    """Rows as one array [rows, width] with zeros behind each row's end, and each row's count."""
     counts = np.array([len(row) for row in rows], np.int64)
     tokens = np.zeros((len(rows), width or int(counts.max())), np.int64)
     for index, row in enumerate(rows):
@@ -228,7 +238,7 @@ def _padded(rows: Rows, width: int | None = None) -> tuple[Array, Array]:
     return tokens, counts
 
 
-def _last(logits: Array, counts: Array) -> Array:
+def last_logits(logits: Array, counts: Array) -> Array:
     """Of [B,S,V] what follows each row's last token; a graph may give just that, [B,1,V]."""
     if logits.shape[1] == 1:
         return logits[:, 0]

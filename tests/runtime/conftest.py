@@ -32,39 +32,39 @@ def tokenizer_folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def plain() -> Iterator[Session]:
     with open_model(tiny_language_model("")) as session:
         yield session
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def growing() -> Iterator[Session]:
     with open_model(tiny_language_model("concat")) as session:
         yield session
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def static() -> Iterator[Session]:
     with open_model(tiny_language_model("static", 24)) as session:
         yield session
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def lowered_growing() -> Iterator[Session]:
     """Whatever room its cache has: `GroupQueryAttention`, updated in place."""
     with open_model(Ort().lower(tiny_language_model("concat"))) as session:
         yield session
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def lowered_static() -> Iterator[Session]:
     """A fixed cache, `GroupQueryAttention`, updated in place."""
     with open_model(Ort().lower(tiny_language_model("static", 24))) as session:
         yield session
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def last() -> Iterator[Session]:
     """Only the logits after each row's last token."""
     with open_model(Ort().lower(tiny_language_model("concat", last=True))) as session:

@@ -7,7 +7,8 @@ import pytest
 
 from optc.core.errors import UnsupportedError, UsageError
 from optc.core.session import Session
-from optc.runtime.generate import Finish, generate
+from optc.runtime.generate import generate
+from optc.runtime.row import Finish
 from optc.runtime.sampling import Sampling
 
 PROMPTS = [[5, 9, 200], [17], [3, 3, 80, 41, 7, 100]]
