@@ -14,7 +14,7 @@ VOCAB, WIDTH, HEADS, DIM = 259, 16, 2, 8
 PLACES = 64
 WEIGHTS = (
     ("embedding", VOCAB, WIDTH),
-    ("places", PLACES, WIDTH),
+    ("places", None, WIDTH),
     ("wq", WIDTH, WIDTH),
     ("wk", WIDTH, WIDTH),
     ("wv", WIDTH, WIDTH),
@@ -30,12 +30,15 @@ LAST = (
 )
 
 
-def tiny_language_model(cache: str, capacity: int | None = None, *, last: bool = False) -> ir.Model:
+def tiny_language_model(
+    cache: str, capacity: int | None = None, *, last: bool = False, places: int = PLACES
+) -> ir.Model:
     """One attention layer over learned positions.
 
     Args:
         cache: `""` for a plain graph, else `concat` or `static`.
         capacity: Places of a static cache.
+        places: Positions that it knows.
         last: Whether `new_lengths` comes in and only each row's last logits go out.
     """
     width = capacity if cache == "static" else "past"
@@ -44,7 +47,8 @@ def tiny_language_model(cache: str, capacity: int | None = None, *, last: bool =
     cached += ", int64[B] new_lengths" if last else ""
     steps = "1" if last else "S"
     start = "cache_lengths" if cache else "none"
-    weights = ", ".join(f"float[{rows},{cols}] {name}" for name, rows, cols in WEIGHTS)
+    sizes = [(name, rows or places, cols) for name, rows, cols in WEIGHTS]
+    weights = ", ".join(f"float[{rows},{cols}] {name}" for name, rows, cols in sizes)
     text = f"""<ir_version: 11, opset_import: ["": 24]>
 tiny (int64[B,S] input_ids{cached}, {weights}) => (float[B,{steps},{VOCAB}] logits) {{
   batch = Shape<start = 0, end = 1>(input_ids)
@@ -80,16 +84,16 @@ tiny (int64[B,S] input_ids{cached}, {weights}) => (float[B,{steps},{VOCAB}] logi
   logits = MatMul(chosen, head)
 }}"""
     model = ir.from_onnx_text(text)
-    _fill_weights(model)
+    _fill_weights(model, sizes)
     common.ShapeInferencePass()(model)
     _insert_attention(model, cache)
     return model
 
 
-def _fill_weights(model: ir.Model) -> None:
+def _fill_weights(model: ir.Model, sizes: list[tuple[str, int, int]]) -> None:
     rng = np.random.default_rng(7)
     named = {value.name: value for value in model.graph.inputs}
-    for name, rows, cols in WEIGHTS:
+    for name, rows, cols in sizes:
         value = named[name]
         value.const_value = ir.tensor(rng.normal(size=(rows, cols)).astype(np.float32), name=name)
         model.graph.inputs.remove(value)
