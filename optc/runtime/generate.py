@@ -15,10 +15,13 @@ from optc.runtime.row import Row
 from optc.runtime.sampling import GREEDY, Sampling
 from optc.runtime.stepper import Rows, Stepper, make_stepper
 
-__all__ = ["Generation", "OnToken", "Stats", "generate"]
+__all__ = ["PREFILL_CHUNK", "Generation", "OnToken", "Stats", "generate"]
 
 OnToken = Callable[[int, int], bool]
 """Called with (row, token) for each new token; True ends that row."""
+
+PREFILL_CHUNK = 256
+"""Enough tokens that a product's cost per token no longer falls; their logits fit in 50 MB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,7 @@ def generate(
     eos: Collection[int] = (),
     on_token: OnToken = _never,
     inputs: Feeds | None = None,
-    prefill_chunk: int | None = None,
+    prefill_chunk: int | None = PREFILL_CHUNK,
 ) -> Generation:
     """Continue each prompt.
 
@@ -79,8 +82,8 @@ def generate(
         on_token: Called with (row, token) as soon as a token is known; True ends the row.
         inputs: What else the graph takes, such as an encoder's input; fed unchanged at each call,
             the first axis is the row.
-        prefill_chunk: Prompts go in by this many tokens at a time, which bounds the memory that a
-            long one needs; None for all at once.
+        prefill_chunk: With a cache, prompts go in by this many tokens at a time, which bounds the
+            memory that a long one needs; None for all at once.
 
     Raises:
         UsageError: No prompt, an empty one, no token asked for, or a chunk of none.
