@@ -16,7 +16,6 @@ from optc.core.errors import PassContractError
 from optc.core.registry import suggestion
 from optc.ir.interface import complete_feeds
 from optc.ir.save import save_model
-from optc.targets.ort_cache import caches_in_place
 from optc.targets.ort_session import OrtSession
 
 __all__ = ["OrtEvaluator", "check_file", "open_model"]
@@ -57,7 +56,7 @@ def open_model(
         path = save_model(model, Path(folder) / "model.onnx")
         if check:
             check_file(path)
-        with OrtSession(path, threads=threads, in_place=caches_in_place(model)) as session:
+        with OrtSession(path, threads=threads) as session:
             yield session
 
 

@@ -1,9 +1,9 @@
 """Caches that ONNX Runtime updates where they are: nothing of them is copied from step to step.
 
 One array [rows, heads, capacity, dim] per cache input is bound as past and as present. The graph
-must be able to bear that, which `caches_in_place` reads from its edges; the runtime's kernels then
-write the new tokens only. Tokens, lengths and logits are bound to arrays that stay, too, so that a
-step of the same shape binds nothing.
+must be able to bear that, which `optc.targets.ort_in_place` read from its edges when it was built;
+the runtime's kernels then write the new tokens only. Tokens, lengths and logits are bound to arrays
+that stay, too, so that a step of the same shape binds nothing.
 """
 
 from __future__ import annotations
@@ -14,64 +14,25 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from optc.core.context import Array, Feeds
 from optc.core.errors import SampleError, UnsupportedError
 from optc.core.session import Port
-from optc.ir.flash_attention import INPUTS, read_spec
-from optc.ir.flash_attention import NAME as FLASH_ATTENTION
-from optc.ir.interface import LENGTHS, CachePort, cache_ports, ports, token_input
+from optc.ir.interface import LENGTHS, CachePort, token_input
 from optc.targets.feeds import check_feeds
 
 if TYPE_CHECKING:
     from optc.targets.ort_session import OrtSession
 
-__all__ = ["OrtCache", "caches_in_place"]
+__all__ = ["IN_PLACE", "OrtCache"]
+
+IN_PLACE = "optc.caches_in_place"
+"""Metadata of an engine: the cache inputs, joined by spaces, that it may update where they are."""
 
 _SMALL = 8 << 20
 """Bytes of inputs and outputs up to which a binding is kept for the next step of its shape."""
 
 _KEPT = 16
-
-
-def caches_in_place(model: ir.Model) -> frozenset[str]:
-    """Cache inputs of a lowered graph that may be one memory with their outputs.
-
-    That is so where the input has one reader, which is known to write new tokens into it, and
-    gives the output of the same cache:
-
-    1. `GroupQueryAttention`, which copies nothing when both are one memory;
-    2. `TensorScatter`, by itself or in the function body of a static cache.
-    """
-    outputs = {value.name: value for value in model.graph.outputs}
-    found = []
-    for cache in cache_ports(ports(model.graph.inputs)):
-        past = next(value for value in model.graph.inputs if value.name == cache.past)
-        present = outputs.get(cache.present)
-        if present is not None and not past.is_graph_output() and _updates(past, present):
-            found.append(cache.past)
-    return frozenset(found)
-
-
-def _updates(past: ir.Value, present: ir.Value) -> bool:
-    """Whether the only reader of `past` writes into it and gives `present`."""
-    uses = list(past.uses())
-    node = present.producer()
-    if len(uses) != 1 or node is None or uses[0].node is not node:
-        return False
-    return (uses[0].idx, present.index()) in _pairs(node)
-
-
-def _pairs(node: ir.Node) -> set[tuple[int, int]]:
-    """Inputs and outputs of a node that may be one memory."""
-    if node.op_type == "GroupQueryAttention":
-        return {(3, 1), (4, 2)}
-    if node.op_type == "TensorScatter":
-        return {(0, 0)}
-    if node.op_type == FLASH_ATTENTION and read_spec(node).cache == "static":
-        return {(INPUTS.index("past_key"), 1), (INPUTS.index("past_value"), 2)}
-    return set()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,6 @@ that the runtime cannot run: the first is a `SampleError`, the second an `Unsupp
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,7 +23,7 @@ from optc.core.registry import suggestion
 from optc.core.session import Port
 from optc.ir.interface import LENGTHS, cache_ports
 from optc.targets.feeds import check_feeds
-from optc.targets.ort_cache import OrtCache
+from optc.targets.ort_cache import IN_PLACE, OrtCache
 
 __all__ = ["OrtSession"]
 
@@ -74,20 +73,17 @@ class OrtSession:
     Args:
         path: An `.onnx` file; its external data lies beside it.
         threads: Threads of one operator; the runtime's own choice when None.
-        in_place: Cache inputs that may be one memory with the outputs that replace them, as
-            `optc.targets.ort_cache.caches_in_place` finds them.
 
     Raises:
         ModelFileError: No such file, or not ONNX.
         UnsupportedError: The runtime refuses the graph.
     """
 
-    def __init__(
-        self, path: str | Path, *, threads: int | None = None, in_place: Collection[str] = ()
-    ):
+    def __init__(self, path: str | Path, *, threads: int | None = None):
         self._path = Path(path)
-        self._in_place = frozenset(in_place)
         self._session: Any = _open(self._path, _options(threads))
+        noted = self._session.get_modelmeta().custom_metadata_map.get(IN_PLACE, "")
+        self._in_place = frozenset(noted.split())
         self._inputs = tuple(_port(arg) for arg in self._session.get_inputs())
         self._outputs = tuple(_port(arg) for arg in self._session.get_outputs())
 
@@ -136,7 +132,7 @@ class OrtSession:
         return found
 
     def new_cache(self, rows: int, tokens: int) -> OrtCache | None:
-        """Buffers that the graph updates in place; None if some site of it cannot.
+        """Buffers that the graph updates in place; None if it does not say that all may be.
 
         Args:
             rows: Number of rows.

@@ -18,13 +18,23 @@ from optc.core.errors import OptcError, SampleError, UnsupportedError
 from optc.core.session import Cache, CachedSession
 from optc.targets.evaluate import open_model
 from optc.targets.ort import Ort
-from optc.targets.ort_cache import OrtCache, caches_in_place
+from optc.targets.ort_cache import OrtCache
+from optc.targets.ort_in_place import caches_in_place, note_in_place
 from optc.targets.ort_session import OrtSession
 
 CAPACITY = 24
 BOTH = {"past_key_values.0.key", "past_key_values.0.value"}
+
+
+def function_body() -> ir.Model:
+    """A static cache whose attention nothing lowered."""
+    model = tiny_language_model("static", CAPACITY)
+    note_in_place(model)
+    return model
+
+
 KINDS = {
-    "static, function body": lambda: tiny_language_model("static", CAPACITY),
+    "static, function body": function_body,
     "static, lowered": lambda: Ort().lower(tiny_language_model("static", CAPACITY)),
     "growing, lowered": lambda: Ort().lower(tiny_language_model("concat")),
 }
@@ -66,6 +76,13 @@ def test_a_past_with_a_second_reader_is_left_alone() -> None:
     node = ir.node("Identity", [past])
     model.graph.append(node)
     assert caches_in_place(model) == BOTH - {"past_key_values.0.key"}
+
+
+def test_what_a_model_came_with_is_not_believed() -> None:
+    model = tiny_language_model("concat")
+    model.metadata_props["optc.caches_in_place"] = " ".join(BOTH)
+    note_in_place(model)
+    assert model.metadata_props == {}
 
 
 def test_a_session_that_cannot_has_no_cache_of_its_own(plain: OrtSession) -> None:
@@ -182,14 +199,14 @@ def test_rows_outside_the_cache_are_refused(session: OrtSession) -> None:
 
 def test_a_fixed_cache_is_not_made_larger() -> None:
     with (
-        open_model(tiny_language_model("static", CAPACITY)) as session,
+        open_model(function_body()) as session,
         pytest.raises(UnsupportedError, match="the engine's cache holds 24 tokens, not 25"),
     ):
         session.new_cache(1, CAPACITY + 1)
 
 
 def test_outputs_whose_size_does_not_follow_are_the_runtimes_to_allocate() -> None:
-    model = tiny_language_model("static", CAPACITY)
+    model = function_body()
     logits = next(value for value in model.graph.outputs if value.name == "logits")
     logits.shape = ir.Shape(["B", "other", VOCAB])
     with open_model(model) as session:

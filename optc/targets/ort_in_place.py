@@ -1,0 +1,59 @@
+"""Which caches a lowered graph may update where they are: one memory for past and present."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from optc.ir.flash_attention import INPUTS, read_spec
+from optc.ir.flash_attention import NAME as FLASH_ATTENTION
+from optc.ir.interface import cache_ports, ports
+from optc.targets.ort_cache import IN_PLACE
+
+__all__ = ["caches_in_place", "note_in_place"]
+
+
+def note_in_place(model: ir.Model) -> None:
+    """Write into a lowered graph's metadata which caches it may update where they are."""
+    model.metadata_props.pop(IN_PLACE, None)  # whatever the model came with
+    found = caches_in_place(model)
+    if found:
+        model.metadata_props[IN_PLACE] = " ".join(sorted(found))
+
+
+def caches_in_place(model: ir.Model) -> frozenset[str]:
+    """Cache inputs of a lowered graph that may be one memory with their outputs.
+
+    That is so where the input has one reader, which is known to write new tokens into it, and
+    gives the output of the same cache:
+
+    1. `GroupQueryAttention`, which copies nothing when both are one memory;
+    2. `TensorScatter`, by itself or in the function body of a static cache.
+    """
+    outputs = {value.name: value for value in model.graph.outputs}
+    found = []
+    for cache in cache_ports(ports(model.graph.inputs)):
+        past = next(value for value in model.graph.inputs if value.name == cache.past)
+        present = outputs.get(cache.present)
+        if present is not None and not past.is_graph_output() and _updates(past, present):
+            found.append(cache.past)
+    return frozenset(found)
+
+
+def _updates(past: ir.Value, present: ir.Value) -> bool:
+    """Whether the only reader of `past` writes into it and gives `present`."""
+    uses = list(past.uses())
+    node = present.producer()
+    if len(uses) != 1 or node is None or uses[0].node is not node:
+        return False
+    return (uses[0].idx, present.index()) in _pairs(node)
+
+
+def _pairs(node: ir.Node) -> set[tuple[int, int]]:
+    """Inputs and outputs of a node that may be one memory."""
+    if node.op_type == "GroupQueryAttention":
+        return {(3, 1), (4, 2)}
+    if node.op_type == "TensorScatter":
+        return {(0, 0)}
+    if node.op_type == FLASH_ATTENTION and read_spec(node).cache == "static":
+        return {(INPUTS.index("past_key"), 1), (INPUTS.index("past_value"), 2)}
+    return set()
