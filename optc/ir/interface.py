@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = [
-    "DECODER_TOKENS",
     "LENGTHS",
     "LOGITS",
     "NEW_LENGTHS",
     "TOKENS",
+    "TOKEN_INPUTS",
     "CachePort",
     "cache_ports",
     "complete_feeds",
@@ -36,10 +36,16 @@ __all__ = [
 ]
 
 TOKENS = "input_ids"
-DECODER_TOKENS = "decoder_input_ids"
+TOKEN_INPUTS = ("decoder_input_ids", TOKENS)
 LENGTHS = "cache_lengths"
 NEW_LENGTHS = "new_lengths"
 LOGITS = "logits"
+
+
+def token_input(names: Iterable[str]) -> str | None:
+    """Which of a graph's inputs takes the tokens that its logits follow; None if none does."""
+    given = set(names)
+    return next((name for name in TOKEN_INPUTS if name in given), None)
 
 
 def past_name(layer: int, part: str) -> str:
@@ -74,8 +80,8 @@ class CachePort:
 
     @property
     def is_cross(self) -> bool:
-        """Whether it holds what an encoder gave: computed by the first call, then only read."""
-        return "encoder" in self.past.split(".")
+        """Whether it holds what an encoder gives: computed once, whatever `cache_lengths` says."""
+        return self.past.split(".")[2:3] == ["encoder"]
 
     def empty(self, batch: int) -> Array:
         """A cache with nothing in it, for `batch` rows."""
@@ -106,12 +112,6 @@ def cache_ports(inputs: Iterable[Port]) -> tuple[CachePort, ...]:
         capacity = tokens if isinstance(tokens, int) else None
         found.append(CachePort(port.name, f"present.{rest}", heads, dim, port.dtype, capacity))
     return tuple(found)
-
-
-def token_input(inputs: Iterable[Port]) -> Port | None:
-    """The input [B,S] that takes new tokens: of the decoder, where there is an encoder too."""
-    named = {port.name: port for port in inputs}
-    return named.get(DECODER_TOKENS, named.get(TOKENS))
 
 
 def complete_feeds(inputs: Iterable[Port], feeds: Feeds) -> dict[str, Array]:

@@ -49,8 +49,7 @@ class ArrayCache:
             problem = f"the engine's cache holds {self._capacity} tokens, not {tokens}"
             raise UnsupportedError(problem)
         self._arrays = {port.past: port.empty(rows) for port in self._ports}
-        token_port = token_input(session.inputs)
-        self._tokens = token_port.name if token_port else ""
+        self._tokens = token_input(port.name for port in session.inputs) or ""
         self._seconds = 0.0
 
     @property

@@ -79,14 +79,14 @@ def make_stepper(
     """
     extra = dict(inputs or {})
     ports = {port.name: port for port in session.inputs}
-    tokens = token_input(session.inputs)
+    tokens = token_input(ports)
     if tokens is None or LOGITS not in {port.name for port in session.outputs}:
         raise UnsupportedError(f"the engine has no input 'input_ids' or no output '{LOGITS}'")
-    _check_batch(tokens, len(prompts))
+    _check_batch(ports[tokens], len(prompts))
     caches = cache_ports(session.inputs)
     cached = bool(caches) and LENGTHS in ports
     known = {LENGTHS, NEW_LENGTHS, *(c.past for c in caches)} if cached else {_MASK, _POSITIONS}
-    _check_known(ports, known | {tokens.name, *extra})
+    _check_known(ports, known | {tokens, *extra})
     # The last new token is never fed back.
     longest, room = max(len(row) for row in prompts) + max_new_tokens - 1, places(session)
     if room is not None and longest > room:
@@ -102,8 +102,8 @@ def make_stepper(
 
 def places(session: Session) -> int | None:
     """Tokens that fit in a static cache or a fixed sequence axis; None where there is no limit."""
-    tokens = token_input(session.inputs)
-    widths = tokens.shape[-1:] if tokens else ()
+    tokens = token_input(port.name for port in session.inputs)
+    widths = [port.shape[-1] for port in session.inputs if port.name == tokens and port.shape]
     caches = [cache for cache in cache_ports(session.inputs) if not cache.is_cross]
     limits = [c.capacity for c in caches] if caches else widths
     return min((n for n in limits if isinstance(n, int)), default=None)
@@ -145,8 +145,7 @@ class CachedStepper(Stepper):
     ):
         self._cache = make_cache(session, batch, tokens)
         self._feeds = dict(inputs or {})
-        token_port = token_input(session.inputs)
-        self._tokens = token_port.name if token_port else ""
+        self._tokens = token_input(port.name for port in session.inputs) or ""
         self._says_new = any(port.name == NEW_LENGTHS for port in session.inputs)
         self._lengths = np.zeros(batch, np.int64)
         self._chunk = chunk
@@ -196,9 +195,8 @@ class RecomputeStepper(Stepper):
         self._session = session
         self._feeds = dict(inputs or {})
         self._names = {port.name for port in session.inputs} - set(self._feeds)
-        token_port = token_input(session.inputs)
-        assert token_port is not None  # see make_stepper
-        self._tokens, width = token_port.name, token_port.shape[-1]
+        self._tokens = token_input(port.name for port in session.inputs) or ""
+        width = next(port.shape[-1] for port in session.inputs if port.name == self._tokens)
         self._width = width if isinstance(width, int) else None
         self._rows: list[list[int]] = [[] for _ in range(batch)]
         self._seconds = 0.0

@@ -66,20 +66,17 @@ class OrtCache:
     """
 
     def __init__(self, session: OrtSession, caches: Sequence[CachePort], rows: int, tokens: int):
-        fixed = [cache.capacity for cache in caches if cache.capacity is not None]
+        fixed = [c.capacity for c in caches if c.capacity is not None and not c.is_cross]
         limit = min(fixed, default=tokens)
         if tokens > limit:
             raise UnsupportedError(f"the engine's cache holds {limit} tokens, not {tokens}")
         self._session = session
         self._caches = tuple(caches)
         self._rows, self._capacity = rows, limit
-        self._buffers = [
-            np.zeros((rows, c.heads, c.capacity or limit, c.dim), np.dtype(c.dtype)) for c in caches
-        ]
+        self._buffers = {c.past: _buffer(c, rows, limit) for c in caches}
         names = {cache.past for cache in caches}
         self._ports = tuple(port for port in session.inputs if port.name not in names)
-        tokens_in = token_input(self._ports)
-        self._tokens = tokens_in.name if tokens_in else ""
+        self._tokens = token_input(port.name for port in self._ports) or ""
         self._bound: dict[object, _Bound] = {}
         self._seconds = 0.0
 
@@ -115,13 +112,23 @@ class OrtCache:
         if not bound.loose:
             return bound.outputs
         made = bound.binding.get_outputs()[-len(bound.loose) :]
-        loose = zip(bound.loose, (value.numpy() for value in made), strict=True)
-        return {**bound.outputs, **dict(loose)}
+        loose = dict(zip(bound.loose, (value.numpy() for value in made), strict=True))
+        self._take_encoded(loose)
+        return {**bound.outputs, **loose}
 
     def move(self, source: int, target: int, tokens: int) -> None:
-        """Copy the first `tokens` tokens of a row over another."""
-        for buffer in self._buffers:
-            buffer[target, :, :tokens] = buffer[source, :, :tokens]
+        """Copy the first `tokens` tokens of a row over another, and what an encoder gave for it."""
+        for cache in self._caches:
+            buffer = self._buffers[cache.past]
+            count = buffer.shape[2] if cache.is_cross else tokens
+            buffer[target, :, :count] = buffer[source, :, :count]
+
+    def _take_encoded(self, loose: dict[str, Array]) -> None:
+        """Keep what the encoder gave; from now on it is past and present of its cache."""
+        for cache in self._caches:
+            if cache.present in loose:
+                self._buffers[cache.past] = loose.pop(cache.present)
+                self._bound.clear()
 
     def _check_room(self, feeds: Feeds) -> None:
         """The kernels would write behind the buffer's end, or in front of it, without a word."""
@@ -157,15 +164,28 @@ class OrtCache:
         inputs = {name: np.empty(array.shape, array.dtype) for name, array in feeds.items()}
         for name, array in inputs.items():
             _bind(binding.bind_input, name, array)
-        for cache, buffer in zip(self._caches, self._buffers, strict=True):
-            _bind(binding.bind_input, cache.past, buffer[row:end])
-            _bind(binding.bind_output, cache.present, buffer[row:end])
+        encoded = self._bind_caches(binding, row, end)
         outputs, loose = self._outputs(fetch, feeds)
         for name, array in outputs.items():
             _bind(binding.bind_output, name, array)
+        loose += encoded
         for name in loose:
             binding.bind_output(name)
         return _Bound(binding, inputs, outputs, loose)
+
+    def _bind_caches(self, binding: Any, row: int, end: int) -> tuple[str, ...]:
+        """Bind rows of each cache as past and present; names of those that an encoder will give."""
+        encoded = []
+        for cache in self._caches:
+            rows = self._buffers[cache.past][row:end]
+            _bind(binding.bind_input, cache.past, rows)
+            if rows.shape[2]:
+                _bind(binding.bind_output, cache.present, rows)
+            else:
+                encoded.append(cache.present)
+        if encoded and end - row < self._rows:
+            raise SampleError("the first step of an encoder-decoder takes all rows of its cache")
+        return tuple(encoded)
 
     def _outputs(
         self, fetch: tuple[str, ...], feeds: Feeds
@@ -182,6 +202,12 @@ class OrtCache:
             else:
                 loose.append(name)
         return made, tuple(loose)
+
+
+def _buffer(cache: CachePort, rows: int, tokens: int) -> Array:
+    """Room for `tokens` tokens; none yet for what an encoder gives."""
+    count = 0 if cache.is_cross else cache.capacity or tokens
+    return np.zeros((rows, cache.heads, count, cache.dim), np.dtype(cache.dtype))
 
 
 def _sizes(inputs: Sequence[Port], feeds: Feeds) -> dict[int | str, int]:

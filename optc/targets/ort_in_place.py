@@ -28,13 +28,18 @@ def caches_in_place(model: ir.Model) -> frozenset[str]:
 
     1. `GroupQueryAttention`, which copies nothing when both are one memory;
     2. `TensorScatter`, by itself or in the function body of a static cache.
+
+    What an encoder gives comes out of an `If`, from the encoder or as it came in: from the second
+    call on that is a copy of a buffer onto itself, which the runtime leaves out.
     """
     outputs = {value.name: value for value in model.graph.outputs}
     found = []
     for cache in cache_ports(ports(model.graph.inputs)):
         past = next(value for value in model.graph.inputs if value.name == cache.past)
         present = outputs.get(cache.present)
-        if present is not None and not past.is_graph_output() and _updates(past, present):
+        if present is None or past.is_graph_output():
+            continue
+        if _updates(past, present) or (cache.is_cross and _is_branched(present)):
             found.append(cache.past)
     return frozenset(found)
 
@@ -46,6 +51,11 @@ def _updates(past: ir.Value, present: ir.Value) -> bool:
     if len(uses) != 1 or node is None or uses[0].node is not node:
         return False
     return (uses[0].idx, present.index()) in _pairs(node)
+
+
+def _is_branched(present: ir.Value) -> bool:
+    node = present.producer()
+    return node is not None and node.op_type == "If"
 
 
 def _pairs(node: ir.Node) -> set[tuple[int, int]]:

@@ -138,11 +138,11 @@ def test_a_moved_row_goes_on_as_it_was(
 
 def test_only_the_new_tokens_are_written(session: OrtSession, rng: np.random.Generator) -> None:
     cache = new_cache(session, 2)
-    for buffer in cache._buffers:
+    for buffer in cache._buffers.values():
         buffer[...] = 7.0
-    before = [buffer.ctypes.data for buffer in cache._buffers]
+    before = [buffer.ctypes.data for buffer in cache._buffers.values()]
     step(cache, rng.integers(0, VOCAB, 3), [5], row=1)
-    for buffer, address in zip(cache._buffers, before, strict=True):
+    for buffer, address in zip(cache._buffers.values(), before, strict=True):
         written = (buffer != 7.0).any(axis=(1, 3))
         assert np.flatnonzero(written[1]).tolist() == [5, 6, 7]
         assert not written[0].any()
@@ -189,7 +189,7 @@ def test_what_would_be_written_outside_is_refused_and_nothing_is_run(
     with pytest.raises(error, match=sentence):
         step(cache, np.array([1, 2]), [length])
     assert cache.seconds == 0
-    assert not any(buffer.any() for buffer in cache._buffers)
+    assert not any(buffer.any() for buffer in cache._buffers.values())
 
 
 def test_rows_outside_the_cache_are_refused(session: OrtSession) -> None:
@@ -214,3 +214,71 @@ def test_outputs_whose_size_does_not_follow_are_the_runtimes_to_allocate() -> No
         first = step(cache, np.array([3, 4]), [0])
         assert first.shape == (1, 2, VOCAB)
         assert not np.array_equal(first[:, 1:], step(cache, np.array([9]), [2]))
+
+
+def encoder_decoder() -> ir.Model:
+    """Adds up what the encoder made of `heard`, as long as it is not asked again."""
+    model = ir.from_onnx_text(
+        """<ir_version: 11, opset_import: ["": 24]>
+        heard (float[B,1,E,4] heard, int64[B,S] decoder_input_ids, int64[B] cache_lengths,
+               float[B,1,8,4] own_past, float[B,1,T,4] past)
+            => (float[B,4] logits, float[B,1,8,4] own_present, float[B,1,U,4] present) {
+            count = Shape<start = 2, end = 3>(past)
+            zero = Constant<value_ints = [0]>()
+            is_empty_1d = Equal(count, zero)
+            is_empty = Squeeze(is_empty_1d)
+            present = If (is_empty) <
+                then_branch = encode () => (float[B,1,U,4] e) { e = Neg(heard) },
+                else_branch = keep () => (float[B,1,U,4] k) { k = Identity(past) }
+            >
+            tokens = Cast<to = 1>(decoder_input_ids)
+            axes = Constant<value_ints = [1, 3]>()
+            tokens_4d = Unsqueeze(tokens, axes)
+            width = Constant<value_ints = [1, 1, 1, 4]>()
+            new = Expand(tokens_4d, width)
+            own_present = TensorScatter<axis = 2>(own_past, new, cache_lengths)
+            sides = Constant<value_ints = [1, 2]>()
+            mine = ReduceSum<keepdims = 0>(own_present, sides)
+            theirs = ReduceSum<keepdims = 0>(present, sides)
+            logits = Add(mine, theirs)
+        }"""
+    )
+    values = {v.name: v for v in (*model.graph.inputs, *model.graph.outputs)}
+    for side, name in (("past", "past_key_values"), ("present", "present")):
+        values[f"own_{side}"].name = f"{name}.0.decoder.key"
+        values[side].name = f"{name}.0.encoder.key"
+    note_in_place(model)
+    return model
+
+
+def test_what_an_encoder_gives_is_computed_once_and_stays_where_it_is() -> None:
+    heard = np.arange(24, dtype=np.float32).reshape(2, 1, 3, 4)
+    total = -heard.sum((1, 2))
+    with open_model(encoder_decoder()) as session:
+        cache = session.new_cache(2, 8)
+        assert cache is not None
+
+        def run(tokens: list[list[int]], lengths: list[int], heard: Array) -> Array:
+            feeds = {"heard": heard, "decoder_input_ids": np.array(tokens)}
+            feeds["cache_lengths"] = np.array(lengths)
+            return cache.step(feeds, ("logits",))["logits"].copy()
+
+        found = run([[1, 2], [3, 4]], [0, 0], heard)
+        np.testing.assert_array_equal(found, total + np.array([[3], [7]]))
+        given = cache._buffers["past_key_values.0.encoder.key"]
+        found = run([[5], [6]], [2, 1], 100 * heard)
+        np.testing.assert_array_equal(found, total + np.array([[8], [9]]))
+        cache.move(1, 0, 2)
+        found = run([[7]], [2], heard[:1])
+        np.testing.assert_array_equal(found, total[1:] + 16)
+        assert cache._buffers["past_key_values.0.encoder.key"] is given
+
+
+def test_the_first_step_of_an_encoder_decoder_takes_all_rows() -> None:
+    with open_model(encoder_decoder()) as session:
+        cache = session.new_cache(2, 8)
+        assert cache is not None
+        feeds = {"heard": np.ones((1, 1, 3, 4), np.float32)}
+        feeds |= {"decoder_input_ids": np.array([[1]]), "cache_lengths": np.array([0])}
+        with pytest.raises(SampleError, match="takes all rows of its cache"):
+            cache.step(feeds, ("logits",))
