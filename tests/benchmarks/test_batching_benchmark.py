@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
-from batching import WAYS, Served, measure, numbers, stream, table
+from batching import WAYS, Clock, Served, measure, numbers, stream, table
 from page import replace_section
 from tiny_generator import VOCAB, tiny_language_model
 
@@ -37,7 +39,7 @@ def test_every_way_serves_every_request_after_its_arrival(way: str, slots: int) 
     arrivals = stream(TEXT, 1, 8, 50.0, 16)
     places = sum((a.request.max_new_tokens for a in arrivals), 16)
     with open_model(Ort().lower(tiny_language_model("concat", places=places))) as session:
-        served = WAYS[way](session, arrivals, slots)
+        served = WAYS[way](session, arrivals, slots, Clock(time.perf_counter))
         for arrival, one in zip(arrivals, served, strict=True):
             asked = arrival.request
             alone = generate(session, [asked.prompt], max_new_tokens=asked.max_new_tokens)
