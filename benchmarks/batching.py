@@ -219,7 +219,8 @@ def section(given: argparse.Namespace, pipeline: str, arrivals: list[Arrival], m
     return (
         f"`python benchmarks/batching.py {given.bundle.name} --rate {given.rate:g} "
         f"--repeats {given.repeats} --clock {given.clock}`, "
-        f"{datetime.date.today().isoformat()}, ONNX Runtime {onnxruntime.__version__}, CPU. The bundle's passes: `{pipeline}`. {len(arrivals)} "
+        f"{datetime.date.today().isoformat()}, ONNX Runtime "
+        f"{onnxruntime.__version__}, CPU. The bundle's passes: `{pipeline}`. {len(arrivals)} "
         f"requests arrive at random, {given.rate:g} a second, with {prompts} prompt tokens and "
         f"{news} new ones in all; {given.slots} run at once. Ways take turns; medians of "
         f"{given.repeats} runs. {SECONDS[given.clock]}\n\n{made}"
