@@ -11,6 +11,8 @@ from optc.targets.ort_cache import IN_PLACE
 
 __all__ = ["caches_in_place", "note_in_place"]
 
+_READ_NO_CONTENT = {"Shape", "Size"}
+
 
 def note_in_place(model: ir.Model) -> None:
     """Write into a lowered graph's metadata which caches it may update where they are."""
@@ -45,12 +47,24 @@ def caches_in_place(model: ir.Model) -> frozenset[str]:
 
 
 def _updates(past: ir.Value, present: ir.Value) -> bool:
-    """Whether the only reader of `past` writes into it and gives `present`."""
-    uses = list(past.uses())
-    node = present.producer()
-    if len(uses) != 1 or node is None or uses[0].node is not node:
-        return False
-    return (uses[0].idx, present.index()) in _pairs(node)
+    """Whether all that reads what is in `past` writes into it and gives `present`."""
+    uses = [use for use in past.uses() if use.node.op_type not in _READ_NO_CONTENT]
+    made = _makers(present)
+    return len(uses) == len(made) and all(
+        any(use.node is node and (use.idx, index) in _pairs(node) for use in uses)
+        for node, index in made
+    )
+
+
+def _makers(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """The nodes that give a value, with the number of the output: one per branch of an `If`."""
+    node, index = value.producer(), value.index()
+    if node is None or index is None:
+        return []
+    if node.op_type != "If":
+        return [(node, index)]
+    branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+    return [made for branch in branches for made in _makers(branch.outputs[index])]
 
 
 def _is_branched(present: ir.Value) -> bool:
