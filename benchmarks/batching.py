@@ -27,6 +27,7 @@ import dataclasses
 import datetime
 import json
 import statistics
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -216,15 +217,16 @@ def table(rows: list[dict], count: int) -> str:
 def section(given: argparse.Namespace, pipeline: str, arrivals: list[Arrival], made: str) -> str:
     prompts = sum(len(arrival.request.prompt) for arrival in arrivals)
     news = sum(arrival.request.max_new_tokens for arrival in arrivals)
-    return (
+    text = (
         f"`python benchmarks/batching.py {given.bundle.name} --rate {given.rate:g} "
         f"--repeats {given.repeats} --clock {given.clock}`, "
         f"{datetime.date.today().isoformat()}, ONNX Runtime "
         f"{onnxruntime.__version__}, CPU. The bundle's passes: `{pipeline}`. {len(arrivals)} "
         f"requests arrive at random, {given.rate:g} a second, with {prompts} prompt tokens and "
         f"{news} new ones in all; {given.slots} run at once. Ways take turns; medians of "
-        f"{given.repeats} runs. {SECONDS[given.clock]}\n\n{made}"
+        f"{given.repeats} runs. {SECONDS[given.clock]}"
     )
+    return f"{textwrap.fill(text, 104, break_on_hyphens=False)}\n\n{made}"
 
 
 def tokens_of(bundle: Bundle) -> np.ndarray:

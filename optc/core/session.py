@@ -99,6 +99,14 @@ class Cache(Protocol):
 class CachedSession(Session, Protocol):
     """A session that keeps caches itself, and so need not copy them at each step."""
 
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens that a row can have whatever room there is, as positions are known for no more.
+
+        None where there is no such limit, or none that is known.
+        """
+        ...
+
     def new_cache(self, rows: int, tokens: int) -> Cache | None:
         """An empty cache for `rows` rows of up to `tokens` tokens each.
 

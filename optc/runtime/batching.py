@@ -63,9 +63,12 @@ class Batcher:
         if min(slots, chunk) < 1:
             raise UsageError("a batcher has at least one slot, and chunks of at least one token")
         names = _check(session)
-        room = places(session) if max_tokens is None else max_tokens
+        most = places(session)
+        room = most if max_tokens is None else max_tokens
         if room is None or room < 1:
             raise UsageError("this engine's caches grow", remedy="say max_tokens")
+        if most is not None and room > most:
+            raise UnsupportedError(f"the engine takes rows of {most} tokens, not of {room}")
         self._cache = make_cache(session, slots, room)
         self._says_new = NEW_LENGTHS in names
         self._slots, self._room, self._chunk = slots, room, chunk

@@ -14,7 +14,7 @@ import numpy as np
 
 from optc.core.context import Array, Feeds
 from optc.core.errors import UnsupportedError
-from optc.core.session import Port, Session
+from optc.core.session import CachedSession, Port, Session
 from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, cache_ports, token_input
 from optc.runtime.cache import make_cache
 
@@ -88,25 +88,40 @@ def make_stepper(
     known = {LENGTHS, NEW_LENGTHS, *(c.past for c in caches)} if cached else {_MASK, _POSITIONS}
     _check_known(ports, known | {tokens, *extra})
     # The last new token is never fed back.
-    longest, room = max(len(row) for row in prompts) + max_new_tokens - 1, places(session)
-    if room is not None and longest > room:
-        limit = "the engine's cache holds" if cached else "the graph's fixed length is"
-        raise UnsupportedError(
-            f"prompt and new tokens need {longest} places, {limit} {room}",
-            remedy="give a shorter prompt or fewer new tokens",
-        )
+    longest = max(len(row) for row in prompts) + max_new_tokens - 1
+    _check_length(session, longest)
     if cached:
         return CachedStepper(session, len(prompts), longest, inputs=extra, chunk=chunk)
     return RecomputeStepper(session, len(prompts), inputs=extra)
 
 
 def places(session: Session) -> int | None:
-    """Tokens that fit in a static cache or a fixed sequence axis; None where there is no limit."""
+    """Tokens that a row may have; None where there is no limit.
+
+    Limits are the size of a static cache, of a fixed sequence axis, of a table of positions.
+    """
+    return min((room for room, _ in _limits(session)), default=None)
+
+
+def _limits(session: Session) -> list[tuple[int, str]]:
+    """Each limit, and what it is of."""
     tokens = token_input(port.name for port in session.inputs)
     widths = [port.shape[-1] for port in session.inputs if port.name == tokens and port.shape]
     caches = [cache for cache in cache_ports(session.inputs) if not cache.is_cross]
-    limits = [c.capacity for c in caches] if caches else widths
-    return min((n for n in limits if isinstance(n, int)), default=None)
+    sizes = [c.capacity for c in caches] if caches else widths
+    name = "the engine's cache holds" if caches else "the graph's fixed length is"
+    found = [(size, name) for size in sizes if isinstance(size, int)]
+    most = session.most_tokens if isinstance(session, CachedSession) else None
+    return found if most is None else [*found, (most, "the model has positions for")]
+
+
+def _check_length(session: Session, longest: int) -> None:
+    room, name = min(_limits(session), default=(longest, ""))
+    if longest > room:
+        raise UnsupportedError(
+            f"prompt and new tokens need {longest} places, {name} {room}",
+            remedy="give a shorter prompt or fewer new tokens",
+        )
 
 
 def _check_batch(tokens: Port, batch: int) -> None:

@@ -24,10 +24,13 @@ from optc.targets.feeds import check_feeds
 if TYPE_CHECKING:
     from optc.targets.ort_session import OrtSession
 
-__all__ = ["IN_PLACE", "OrtCache"]
+__all__ = ["IN_PLACE", "MOST_TOKENS", "OrtCache"]
 
 IN_PLACE = "optc.caches_in_place"
 """Metadata of an engine: the cache inputs, joined by spaces, that it may update where they are."""
+
+MOST_TOKENS = "optc.most_tokens"
+"""Metadata of an engine: the number of tokens that it knows positions for, where it has a table."""
 
 _SMALL = 8 << 20
 """Bytes of inputs and outputs up to which a binding is kept for the next step of its shape."""

@@ -7,6 +7,7 @@ import onnx_ir.passes.common as common
 
 from optc.targets.ort_attention import lower_attention
 from optc.targets.ort_in_place import note_in_place
+from optc.targets.ort_limit import note_most_tokens
 from optc.targets.ort_norms import lower_norms
 from optc.targets.ort_quant import lower_quant
 
@@ -23,4 +24,5 @@ def lowered(model: ir.Model) -> ir.Model:
     common.RemoveUnusedFunctionsPass()(copy)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(copy)
     note_in_place(copy)
+    note_most_tokens(copy)
     return copy

@@ -23,7 +23,7 @@ from optc.core.registry import suggestion
 from optc.core.session import Port
 from optc.ir.interface import LENGTHS, cache_ports
 from optc.targets.feeds import check_feeds
-from optc.targets.ort_cache import IN_PLACE, OrtCache
+from optc.targets.ort_cache import IN_PLACE, MOST_TOKENS, OrtCache
 
 __all__ = ["OrtSession"]
 
@@ -82,8 +82,9 @@ class OrtSession:
     def __init__(self, path: str | Path, *, threads: int | None = None):
         self._path = Path(path)
         self._session: Any = _open(self._path, _options(threads))
-        noted = self._session.get_modelmeta().custom_metadata_map.get(IN_PLACE, "")
-        self._in_place = frozenset(noted.split())
+        notes = self._session.get_modelmeta().custom_metadata_map
+        self._in_place = frozenset(notes.get(IN_PLACE, "").split())
+        self._most_tokens = int(notes[MOST_TOKENS]) if MOST_TOKENS in notes else None
         self._inputs = tuple(_port(arg) for arg in self._session.get_inputs())
         self._outputs = tuple(_port(arg) for arg in self._session.get_outputs())
 
@@ -130,6 +131,11 @@ class OrtSession:
         except _FAILURES as error:
             raise _refusal(error, self._path) from error
         return found
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens of a row that the engine knows positions for; None where it has no table."""
+        return self._most_tokens
 
     def new_cache(self, rows: int, tokens: int) -> OrtCache | None:
         """Buffers that the graph updates in place; None if it does not say that all may be.

@@ -50,10 +50,10 @@ def test_rows_that_end_early_leave_the_others_alone(
 
 
 def test_sampling_repeats_with_its_seed_and_does_not_depend_on_the_batch(growing: Session) -> None:
-    hot = Sampling(temperature=15.0, top_k=50, seed=11)
+    hot = Sampling(temperature=3.0, top_k=50, seed=11)
     alone = generate(growing, PROMPTS[:1], max_new_tokens=10, sampling=hot)
     again = generate(growing, PROMPTS, max_new_tokens=10, sampling=hot)
-    other = generate(growing, PROMPTS[:1], max_new_tokens=10, sampling=Sampling(15.0, 50, seed=12))
+    other = generate(growing, PROMPTS[:1], max_new_tokens=10, sampling=Sampling(3.0, 50, seed=12))
     assert alone.tokens[0] == again.tokens[0]
     assert alone.tokens != other.tokens
 
@@ -117,6 +117,14 @@ def test_a_static_cache_takes_exactly_what_it_holds(static: Session, plain: Sess
     assert found.tokens[0] == recomputed(plain, PROMPTS[2], 19)
     with pytest.raises(UnsupportedError, match=r"need 25 places, the engine's cache holds 24"):
         generate(Untouchable(static), PROMPTS, max_new_tokens=20)
+
+
+def test_a_table_of_positions_is_a_limit_too(lowered_growing: Session, plain: Session) -> None:
+    """It has 64 rows; without the note the runtime would fail in the middle."""
+    found = generate(lowered_growing, PROMPTS[1:2], max_new_tokens=64)
+    assert found.tokens[0] == recomputed(plain, PROMPTS[1], 64)
+    with pytest.raises(UnsupportedError, match="need 65 places, the model has positions for 64"):
+        generate(lowered_growing, PROMPTS[1:2], max_new_tokens=65)
 
 
 def test_what_is_no_language_model_is_refused_before_running(plain: Session) -> None:

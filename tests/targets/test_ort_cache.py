@@ -148,7 +148,7 @@ def test_a_session_that_cannot_has_no_cache_of_its_own(plain: OrtSession) -> Non
         assert growing.new_cache(1, 4) is None
 
 
-# Round-off of float32 sums over 16 channels and at most 24 keys, of numbers about 1 to 30.
+# Round-off of float32 sums over 16 channels and at most 24 keys, of numbers up to about 10.
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 

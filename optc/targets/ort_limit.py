@@ -1,0 +1,90 @@
+"""How many tokens a lowered graph knows positions for, where a table says so.
+
+Learned position embeddings, and tables of rotations, are a `Gather` from an initializer by
+positions. A row longer than the table would fail in the middle of a generation; so the limit is
+noted in the engine, and what does not fit is refused before anything is run.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from optc.core.context import Array
+from optc.ir.interface import LENGTHS, ports
+from optc.targets.evaluate import OrtEvaluator
+from optc.targets.ort_cache import MOST_TOKENS
+
+__all__ = ["note_most_tokens", "position_limit"]
+
+
+def note_most_tokens(model: ir.Model) -> None:
+    """Write into a lowered graph's metadata how many tokens a row may have, where that is known."""
+    model.metadata_props.pop(MOST_TOKENS, None)  # whatever the model came with
+    limit = position_limit(model)
+    if limit is not None:
+        model.metadata_props[MOST_TOKENS] = str(limit)
+
+
+def position_limit(model: ir.Model) -> int | None:
+    """The smallest number of positions among a graph's tables; None where it has none.
+
+    A table is one of positions if its rows are chosen by `cache_lengths` and sizes only, and a row
+    that is longer reads as much further on, to behind the table's end.
+    """
+    if all(value.name != LENGTHS for value in model.graph.inputs):
+        return None
+    tables = list(_tables(model))
+    if not tables:
+        return None
+    names = [str(indices.name) for _, indices in tables]
+    far = max(count for count, _ in tables)
+    feeds = (_feeds(model, length) for length in (0, far))
+    first, later = OrtEvaluator()(model, feeds, fetch=names)
+    limits = [
+        count - int(first[name].max())
+        for (count, _), name in zip(tables, names, strict=True)
+        if first[name].size and (later[name] - first[name] == far).all()
+    ]
+    return min(limits, default=None)
+
+
+def _tables(model: ir.Model) -> list[tuple[int, ir.Value]]:
+    """Rows of each table, and the value that chooses among them."""
+    found = []
+    for node in model.graph:
+        if node.op_type != "Gather" or node.domain:
+            continue
+        table, indices = node.inputs
+        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+        if table is None or indices is None or axis != 0 or table.const_value is None:
+            continue
+        if table.is_initializer() and _follows_lengths(indices):
+            found.append((table.const_value.shape.numpy()[0], indices))
+    return found
+
+
+def _follows_lengths(value: ir.Value) -> bool:
+    """Whether a value is computed from `cache_lengths`, and from nothing else but sizes."""
+    reached, waiting, follows = {value}, [value], False
+    while waiting:
+        node = (current := waiting.pop()).producer()
+        if node is None:
+            follows |= current.name == LENGTHS
+            if current.is_graph_input() and current.name != LENGTHS:
+                return False
+        elif node.op_type not in {"Shape", "Size"}:
+            new = {v for v in node.inputs if v is not None} - reached
+            reached |= new
+            waiting += new
+    return follows
+
+
+def _feeds(model: ir.Model, length: int) -> dict[str, Array]:
+    """One token of one row that has `length` tokens in its cache; nothing else matters."""
+    feeds = {
+        port.name: np.zeros([d if isinstance(d, int) else 1 for d in port.shape], port.dtype)
+        for port in ports(model.graph.inputs)
+    }
+    feeds[LENGTHS][...] = length
+    return feeds
