@@ -41,7 +41,7 @@ def test_a_worker_says_its_version_and_times_its_own_tokens(tmp_path: Path) -> N
     assert version == {"version": "tiny 1.0"}
     assert (first["tokens"], second["tokens"]) == ([2, 3, 4], [1, 2])
     assert first["ttft"] >= 0.2
-    assert 0.04 <= first["decode"] < first["ttft"]
+    assert first["decode"] >= 0.04
     assert first["rss"] > 1e6
 
 
