@@ -20,6 +20,8 @@ from optc.core.session import Port
 __all__ = [
     "LENGTHS",
     "LOGITS",
+    "PADDING",
+    "POSITIONS",
     "TOKENS",
     "CachePort",
     "cache_ports",
@@ -32,6 +34,8 @@ __all__ = [
 TOKENS = "input_ids"
 LENGTHS = "cache_lengths"
 LOGITS = "logits"
+PADDING = "attention_mask"
+POSITIONS = "position_ids"
 
 
 def past_name(layer: int, part: str) -> str:
