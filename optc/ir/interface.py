@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = [
     "LENGTHS",
     "LOGITS",
+    "PADDING",
+    "POSITIONS",
     "TOKENS",
     "CachePort",
     "cache_ports",
@@ -35,6 +37,8 @@ __all__ = [
 TOKENS = "input_ids"
 LENGTHS = "cache_lengths"
 LOGITS = "logits"
+PADDING = "attention_mask"
+POSITIONS = "position_ids"
 
 
 def past_name(layer: int, part: str) -> str:
