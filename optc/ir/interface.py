@@ -24,6 +24,8 @@ __all__ = [
     "LENGTHS",
     "LOGITS",
     "NEW_LENGTHS",
+    "PADDING",
+    "POSITIONS",
     "TOKENS",
     "TOKEN_INPUTS",
     "CachePort",
@@ -32,6 +34,7 @@ __all__ = [
     "past_name",
     "ports",
     "present_name",
+    "present_of",
     "token_input",
 ]
 
@@ -40,6 +43,8 @@ TOKEN_INPUTS = ("decoder_input_ids", TOKENS)
 LENGTHS = "cache_lengths"
 NEW_LENGTHS = "new_lengths"
 LOGITS = "logits"
+PADDING = "attention_mask"
+POSITIONS = "position_ids"
 
 
 def token_input(names: Iterable[str]) -> str | None:
@@ -56,6 +61,12 @@ def past_name(layer: int, part: str) -> str:
 def present_name(layer: int, part: str) -> str:
     """Output that holds the updated `key` or `value` of attention site `layer`."""
     return f"present.{layer}.{part}"
+
+
+def present_of(past: str) -> str:
+    """Output that replaces the cache input `past`; empty for other inputs."""
+    prefix, _, rest = past.partition(".")
+    return f"present.{rest}" if prefix == "past_key_values" else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +114,14 @@ def cache_ports(inputs: Iterable[Port]) -> tuple[CachePort, ...]:
     """The cache buffers among a session's or graph's inputs, in input order."""
     found = []
     for port in inputs:
-        prefix, _, rest = port.name.partition(".")
-        if prefix != "past_key_values" or len(port.shape) != 4:
+        present = present_of(port.name)
+        if not present or len(port.shape) != 4:
             continue
         _, heads, tokens, dim = port.shape
         if not isinstance(heads, int) or not isinstance(dim, int):
             continue
         capacity = tokens if isinstance(tokens, int) else None
-        found.append(CachePort(port.name, f"present.{rest}", heads, dim, port.dtype, capacity))
+        found.append(CachePort(port.name, present, heads, dim, port.dtype, capacity))
     return tuple(found)
 
 

@@ -19,7 +19,7 @@ from optc.core.session import Cache, CachedSession
 from optc.targets.evaluate import open_model
 from optc.targets.ort import Ort
 from optc.targets.ort_cache import OrtCache
-from optc.targets.ort_in_place import caches_in_place, note_in_place
+from optc.targets.ort_in_place import note_in_place
 from optc.targets.ort_session import OrtSession
 
 CAPACITY = 24
@@ -62,83 +62,6 @@ def step(cache: Cache, tokens: Array, lengths: list[int], row: int = 0) -> Array
     """Logits [B,S,V]."""
     feeds = {"input_ids": np.atleast_2d(tokens), "cache_lengths": np.array(lengths)}
     return cache.step(feeds, ("logits",), row=row)["logits"].copy()
-
-
-def test_sites_that_may_update_in_place_are_told_from_those_that_may_not() -> None:
-    for make in KINDS.values():
-        assert caches_in_place(make()) == BOTH
-    assert caches_in_place(tiny_language_model("concat")) == frozenset()
-
-
-def test_a_past_with_a_second_reader_is_left_alone() -> None:
-    model = Ort().lower(tiny_language_model("static", CAPACITY))
-    past = next(v for v in model.graph.inputs if v.name == "past_key_values.0.key")
-    node = ir.node("Identity", [past])
-    model.graph.append(node)
-    assert caches_in_place(model) == BOTH - {"past_key_values.0.key"}
-
-
-def test_who_reads_its_shape_does_not_read_a_past() -> None:
-    model = Ort().lower(tiny_language_model("static", CAPACITY))
-    past = next(v for v in model.graph.inputs if v.name == "past_key_values.0.key")
-    model.graph.append(ir.node("Shape", [past]))
-    assert caches_in_place(model) == BOTH
-
-
-BRANCHES = {
-    "TensorScatter<axis = 2>(past, new, cache_lengths)": BOTH,
-    "Add(past, one)": {"past_key_values.0.value"},
-}
-
-
-@pytest.mark.parametrize("other", BRANCHES)
-def test_every_branch_must_update_in_place(other: str) -> None:
-    model = ir.from_onnx_text(
-        f"""<ir_version: 11, opset_import: ["": 24]>
-        branched (int64[B,S] input_ids, int64[B] cache_lengths, float[B,1,8,4] past,
-                  float[B,1,8,4] values)
-            => (float[B,1,1,1] logits, float[B,1,8,4] present, float[B,1,8,4] moved) {{
-            tokens = Cast<to = 1>(input_ids)
-            axes = Constant<value_ints = [1, 3]>()
-            tokens_4d = Unsqueeze(tokens, axes)
-            width = Constant<value_ints = [1, 1, 1, 4]>()
-            new = Expand(tokens_4d, width)
-            one = Constant<value_float = 1.0>()
-            count = Size(input_ids)
-            two = Constant<value_int = 2>()
-            many = Greater(count, two)
-            present = If (many) <
-                then_branch = many_new () => (float[B,1,8,4] t)
-                    {{ t = TensorScatter<axis = 2>(past, new, cache_lengths) }},
-                else_branch = few_new () => (float[B,1,8,4] e) {{ e = {other} }}
-            >
-            moved = TensorScatter<axis = 2>(values, new, cache_lengths)
-            logits = ReduceMax<keepdims = 1>(present)
-        }}"""
-    )
-    values = {v.name: v for v in (*model.graph.inputs, *model.graph.outputs)}
-    for part, names in {"key": ("past", "present"), "value": ("values", "moved")}.items():
-        values[names[0]].name = f"past_key_values.0.{part}"
-        values[names[1]].name = f"present.0.{part}"
-    assert caches_in_place(model) == BRANCHES[other]
-    note_in_place(model)
-    with open_model(model) as session:
-        cache = session.new_cache(1, 8)
-        if BRANCHES[other] != BOTH:
-            assert cache is None
-            return
-        assert cache is not None
-        for tokens, length in ([1, 2, 3], 0), ([4, 5], 3):
-            step(cache, np.array(tokens), [length])
-        for buffer in cache._buffers.values():
-            assert buffer[0, 0, :, 0].tolist() == [1, 2, 3, 4, 5, 0, 0, 0]
-
-
-def test_what_a_model_came_with_is_not_believed() -> None:
-    model = tiny_language_model("concat")
-    model.metadata_props["optc.caches_in_place"] = " ".join(BOTH)
-    note_in_place(model)
-    assert model.metadata_props == {}
 
 
 def test_a_session_that_cannot_has_no_cache_of_its_own(plain: OrtSession) -> None:
