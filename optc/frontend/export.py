@@ -40,8 +40,8 @@ def export_model(
     """Export SOURCE to ONNX and record what PyTorch answers.
 
     Writes `model.onnx` (weights in `model.onnx.data`), `reference.npz`, the tokenizer's files,
-    `generation_config.json` (end-of-text ids) and `config.json`, all aside first. An earlier export in `out` is
-    replaced; other files there stay.
+    `generation_config.json` (end-of-text ids) and `config.json`, all aside first. An earlier export
+    in `out` is replaced; other files there stay.
 
     Args:
         source: A model folder, a GGUF file or `package.module:factory`.
@@ -107,9 +107,9 @@ def _save_tokenizer(source: Source, folder: Path) -> None:
 
 def _save_config(source: Source, folder: Path) -> None:
     """Write the configuration of a transformers model, without the place it was loaded from."""
-    config = getattr(source.module, "config", None)
-    if hasattr(config, "to_json_string"):
-        found = json.loads(config.to_json_string())
+    describe = getattr(getattr(source.module, "config", None), "to_json_string", None)
+    if describe is not None:
+        found = json.loads(describe())
         found.pop("_name_or_path", None)
         text = json.dumps(found, indent=2, sort_keys=True)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
