@@ -3,7 +3,10 @@
 1. Every attention must be canonical and causal; each gets past keys and values as inputs and gives
    the updated ones as outputs.
 2. The input `cache_lengths` [B] says how many tokens of each row are in the cache before the call.
-3. Whatever counts positions from 0 now counts from `cache_lengths` (`optc.ir.positions`).
+3. Whatever counts positions from 0 now counts from `cache_lengths`, and masks over positions reach
+   over all keys (`optc.rewrite.cache_positions`).
+4. The inputs `attention_mask` and `position_ids` go, where they say no more than lengths do
+   (`optc.ir.stand_ins`). Others stay if they are [B,S,..], one entry per token.
 
 The pass is all or nothing: a graph with a cache on some sites only would be wrong.
 """
@@ -26,15 +29,11 @@ from optc.ir.flash_attention import (
     read_spec,
     remove_unused_overloads,
 )
-from optc.ir.interface import LENGTHS, LOGITS, TOKENS, past_name, present_name
+from optc.ir.interface import LENGTHS, LOGITS, PADDING, POSITIONS, TOKENS, past_name, present_name
 from optc.ir.mixing import mixing_nodes
-from optc.ir.positions import (
-    PositionSource,
-    find_position_source,
-    forget_shapes_after,
-    position_uses,
-)
-from optc.ir.probe import ancestors
+from optc.ir.recount import TokenAxes
+from optc.ir.stand_ins import StandIns, padding_problem
+from optc.rewrite.cache_positions import CachePositions
 
 __all__ = ["KV"]
 
@@ -82,56 +81,75 @@ class KV(Pass):
             return PassResult(notes=("the graph has a cache already",))
         if not all(ctx.wants(str(node.outputs[0].name)) for node in nodes):
             return PassResult(notes=("a cache on some sites only would be wrong",))
-        batch, sequence = _token_symbols(model)
-        refusals = _refusals(nodes, sequence)
-        sources, problems = _position_sources(model, batch, sequence)
-        refusals += [Refusal("positions", problem) for problem in problems]
-        refusals += [
-            Refusal(
-                str(n.outputs[0].name), f"this {n.op_type} combines tokens, which a cache hides"
-            )
-            for n in mixing_nodes(model, sequence)
-        ]
+        axes, tokens = _token_axes(model), _token_input(model)
+        refusals = _input_refusals(model, axes) + _refusals(nodes, axes.sequence)
         if refusals:
             return PassResult(refusals=tuple(refusals))
-        return self._rewrite(model, nodes, sources)
+        stand_ins = _stand_in(model, tokens)
+        lengths = ir.val(LENGTHS, ir.DataType.INT64, [axes.batch])
+        positions = CachePositions(model, axes, lengths, tokens)
+        refusals += positions.prepare(nodes, self.max)
+        refusals += _mixing_refusals(model, axes)
+        if refusals:
+            positions.discard()
+            stand_ins.undo()
+            return PassResult(refusals=tuple(refusals))
+        return self._rewrite(model, nodes, lengths, positions)
 
     def _rewrite(
-        self, model: ir.Model, nodes: list[ir.Node], sources: list[PositionSource]
+        self, model: ir.Model, nodes: list[ir.Node], lengths: ir.Value, positions: CachePositions
     ) -> PassResult:
-        lengths = ir.val(LENGTHS, ir.DataType.INT64, [_token_symbols(model)[0]])
-        model.graph.inputs.append(lengths)
+        masks = positions.keep()
+        model.graph.inputs.insert(1 + model.graph.inputs.index(_token_input(model)), lengths)
         valid = _insert_lengths(model, lengths)
-        for source in sources:
-            forget_shapes_after(model, source.value)
-            _insert_positions(model, lengths, source)
         sites = []
         for index, node in enumerate(nodes):
             sites.append(str(node.outputs[0].name))
-            self._rewrite_site(model, node, index, valid)
+            self._rewrite_site(model, node, index, valid, masks.get(node))
+        self._count_keys(model, positions.keys, valid)
         remove_unused_overloads(model)
         common.RemoveUnusedNodesPass()(model)
         common.TopologicalSortPass()(model)
         common.ShapeInferencePass()(model)
-        note = f"positions follow {LENGTHS} at {len(sources)} place(s)"
+        note = f"positions follow {LENGTHS} at {positions.places} place(s)"
         return PassResult(tuple(sites), notes=(note,), details={"layout": self._layout()})
+
+    def _count_keys(self, model: ir.Model, keys: ir.Value, valid: ir.Value) -> None:
+        """What is counted as keys after the call: as many as `present` has."""
+        past = next(v for v in model.graph.inputs if v.name == past_name(0, "key"))
+        made = ir.node("Shape", [past], {"start": 2, "end": 3})
+        nodes = [made]
+        if self._layout() == "concat":
+            most = ir.node("ReduceMax", [valid], {"keepdims": 1})
+            made = ir.node("Max", [made.outputs[0], most.outputs[0]])
+            nodes += [most, made]
+        model.graph.insert_before(model.graph[0], nodes)
+        ir.convenience.replace_all_uses_with(keys, made.outputs[0])
 
     def _layout(self) -> str:
         if self.layout != "auto":
             return self.layout
         return "static" if self.max is not None else "concat"
 
-    def _rewrite_site(self, model: ir.Model, node: ir.Node, index: int, valid: ir.Value) -> None:
-        named = dict(zip(INPUTS, node.inputs, strict=False))
+    def _rewrite_site(
+        self,
+        model: ir.Model,
+        node: ir.Node,
+        index: int,
+        valid: ir.Value,
+        mask: ir.Value | None,
+    ) -> None:
+        named = dict(zip(INPUTS, node.inputs, strict=False)) | {"mask": mask}
         inputs = {key: value for key, value in named.items() if value is not None}
         tokens = self.max if self._layout() == "static" else "past_sequence"
-        batch = _token_symbols(model)[0]
+        batch = _token_axes(model).batch
         for part in ("key", "value"):
             inputs[f"past_{part}"] = _past(
                 model, past_name(index, part), inputs[part], batch, tokens
             )
         inputs["lengths"] = valid
         spec = dataclasses.replace(read_spec(node), cache=self._layout(), lengths=True)
+        spec = spec if mask is not None else dataclasses.replace(spec, mask="")
         old = node.outputs[0]
         cached = add_flash_attention(model, spec, inputs, name=str(old.name))
         cached.outputs[0].shape, cached.outputs[0].type = old.shape, old.type
@@ -152,31 +170,65 @@ class KV(Pass):
 
 def _token_input(model: ir.Model) -> ir.Value:
     inputs = [v for v in model.graph.inputs if v.const_value is None]
-    others = [str(v.name) for v in inputs if v.name != TOKENS]
     tokens = next((v for v in inputs if v.name == TOKENS), None)
     if tokens is None:
         names = ", ".join(str(v.name) for v in inputs)
         problem = f"the graph has no input named '{TOKENS}' (it has {names})"
         raise UnsupportedError(problem, where="pass 'kv'")
-    if others and LENGTHS not in others:
-        raise UnsupportedError(
-            f"inputs besides '{TOKENS}' are not understood yet: {', '.join(others)}",
-            where="pass 'kv'",
-            remedy="export without them",
-        )
     return tokens
 
 
-def _token_symbols(model: ir.Model) -> tuple[str, str]:
+def _token_axes(model: ir.Model) -> TokenAxes:
     shape = _token_input(model).shape
-    names = [d.value if isinstance(d, ir.SymbolicDim) else None for d in shape or ()]
+    names = _names(shape)
     if len(names) != 2 or names[0] is None or names[1] is None or names[0] == names[1]:
         raise UnsupportedError(
             f"'{TOKENS}' has shape {shape}, not [batch, sequence] with both dynamic",
             where="pass 'kv'",
             remedy="export with dynamic batch and sequence",
         )
-    return names[0], names[1]
+    return TokenAxes(names[0], names[1])
+
+
+def _names(shape: ir.Shape | None) -> list[str | None]:
+    return [d.value if isinstance(d, ir.SymbolicDim) else None for d in shape or ()]
+
+
+def _others(model: ir.Model) -> list[ir.Value]:
+    inputs = [v for v in model.graph.inputs if v.const_value is None]
+    return [v for v in inputs if v.name != TOKENS]
+
+
+def _input_refusals(model: ir.Model, axes: TokenAxes) -> list[Refusal]:
+    """Inputs besides the tokens: derived ones, and those with one entry per token."""
+    found = []
+    for value in _others(model):
+        reason = ""
+        if _names(value.shape)[:2] != [axes.batch, axes.sequence]:
+            reason = f"the input is {value.shape}, not one entry per token of '{TOKENS}'"
+        elif value.name == PADDING:
+            reason = padding_problem(model, value, axes)
+        if reason:
+            found.append(Refusal(str(value.name), reason))
+    return found
+
+
+def _stand_in(model: ir.Model, tokens: ir.Value) -> StandIns:
+    stand_ins = StandIns(model, tokens)
+    for value in _others(model):
+        if value.name == PADDING:
+            stand_ins.ones(value)
+        elif value.name == POSITIONS:
+            stand_ins.positions(value)
+    return stand_ins
+
+
+def _mixing_refusals(model: ir.Model, axes: TokenAxes) -> list[Refusal]:
+    reason = "this {} combines tokens, which a cache hides"
+    return [
+        Refusal(str(node.outputs[0].name), reason.format(node.op_type))
+        for node in mixing_nodes(model, axes.sequence)
+    ]
 
 
 def _refusals(nodes: list[ir.Node], sequence: str) -> list[Refusal]:
@@ -187,8 +239,6 @@ def _refusals(nodes: list[ir.Node], sequence: str) -> list[Refusal]:
         reason = ""
         if not spec.causal:
             reason = "the attention is not causal, so it cannot be computed token by token"
-        elif spec.mask:
-            reason = "it has a mask that is not only causal"
         elif shape is None or not all(isinstance(shape[i], int) for i in (1, 3)):
             reason = "the number and size of its key heads are not known"
         elif not isinstance(shape[2], ir.SymbolicDim) or shape[2].value != sequence:
@@ -196,26 +246,6 @@ def _refusals(nodes: list[ir.Node], sequence: str) -> list[Refusal]:
         if reason:
             found.append(Refusal(str(node.outputs[0].name), reason))
     return found
-
-
-def _position_sources(
-    model: ir.Model, batch: str, sequence: str
-) -> tuple[list[PositionSource], list[str]]:
-    """Where positions come from, and what stands in the way."""
-    sources: dict[PositionSource, None] = {}
-    problems: list[str] = []
-    for use in position_uses(model, batch, sequence):
-        found = use if isinstance(use, str) else find_position_source(model, use, batch, sequence)
-        if isinstance(found, str):
-            problems.append(found)
-        elif found is not None:
-            sources.setdefault(found)
-    values = {source.value for source in sources}
-    for value in values:
-        if others := (ancestors(value) & values) - {value}:
-            names = ", ".join(str(v.name) for v in others)
-            problems.append(f"positions come from both '{value.name}' and {names} before it")
-    return list(sources), problems
 
 
 def _past(
@@ -237,17 +267,3 @@ def _insert_lengths(model: ir.Model, lengths: ir.Value) -> ir.Value:
     valid = total.outputs[0]
     valid.name, valid.dtype, valid.shape = "valid_lengths", ir.DataType.INT64, lengths.shape
     return valid
-
-
-def _insert_positions(model: ir.Model, lengths: ir.Value, source: PositionSource) -> None:
-    """Every use of the source [1|B,..,S,..] gets it plus `cache_lengths[b]` instead."""
-    value = source.value
-    at, uses = value.producer(), list(value.uses())
-    assert at is not None
-    axes = ir.node("Constant", [], {"value_ints": list(range(1, source.rank))})
-    offsets = ir.node("Unsqueeze", [lengths, axes.outputs[0]])
-    whole = ir.node("Cast", [offsets.outputs[0]], {"to": value.dtype or ir.DataType.INT64})
-    total = ir.node("Add", [whole.outputs[0], value])
-    model.graph.insert_after(at, [axes, offsets, whole, total])
-    for use in uses:
-        use.node.replace_input_with(use.idx, total.outputs[0])
