@@ -14,12 +14,21 @@ import onnx_ir as ir
 from optc.bundle.read import Bundle
 from optc.core.errors import UnsupportedError, UsageError
 from optc.core.session import Port
-from optc.ir.interface import LENGTHS, LOGITS, TOKENS, CachePort, cache_ports, past_name, ports
+from optc.ir.interface import (
+    LENGTHS,
+    LOGITS,
+    NEW_LENGTHS,
+    TOKENS,
+    CachePort,
+    cache_ports,
+    past_name,
+    ports,
+)
 from optc.runtime.tokenizer import Tokenizer, load_tokenizer, read_json
 
 __all__ = ["Facts", "read_facts", "write_json"]
 
-_KNOWN = frozenset({TOKENS, LENGTHS, "new_lengths"})
+_KNOWN = frozenset({TOKENS, LENGTHS, NEW_LENGTHS})
 _FLOATS = frozenset({"float32", "float16", "bfloat16"})
 # Configurations of transformers name the longest sequence in these ways.
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")

@@ -23,13 +23,12 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from optc.ir.insert import Insert
-from optc.ir.interface import LENGTHS, LOGITS, TOKENS, past_name
+from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, TOKENS, past_name
 
 __all__ = ["MASK", "POSITIONS", "take_mask"]
 
 MASK = "attention_mask"
 POSITIONS = "position_ids"
-_NEW_LENGTHS = "new_lengths"
 _INT64 = ir.DataType.INT64
 
 
@@ -45,19 +44,19 @@ def take_mask(model: ir.Model, *, any_padding: bool, positions: bool, shared: bo
             the cache that goes out.
     """
     inputs = {str(value.name): value for value in model.graph.inputs}
-    ours = [inputs[name] for name in (TOKENS, LENGTHS, _NEW_LENGTHS) if name in inputs]
+    ours = [inputs[name] for name in (TOKENS, LENGTHS, NEW_LENGTHS) if name in inputs]
     uses = {value: list(value.uses()) for value in ours}
     adapter = _Adapter(model, inputs[TOKENS], inputs[past_name(0, "key")])
     adapter.check_columns(shared=shared)
     if positions:
         adapter.check_positions()
-    replacements = {LENGTHS: adapter.cache_lengths(), _NEW_LENGTHS: adapter.new_lengths()}
+    replacements = {LENGTHS: adapter.cache_lengths(), NEW_LENGTHS: adapter.new_lengths()}
     if any_padding:
         replacements[TOKENS] = adapter.tokens_in_front()
     for value in ours:
         for node, index in uses[value] if value.name in replacements else ():
             node.replace_input_with(index, replacements[str(value.name)])
-    if any_padding and _NEW_LENGTHS not in inputs:
+    if any_padding and NEW_LENGTHS not in inputs:
         adapter.put_logits_back()
     _replace_inputs(model.graph, ours[1:], adapter.inputs)
 
