@@ -135,7 +135,7 @@ def _irregular(caches: Sequence[CachePort]) -> tuple[str, str] | None:
         return "its layers, or keys and values, differ in the shape of their caches", ""
     strange = sorted({cache.dtype for cache in caches} - _FLOATS)
     if strange:
-        return f"its cache holds {strange[0]}", "build it without that option of kv"
+        return f"its cache holds {strange[0]}", "build it with a cache of floats"
     return None
 
 

@@ -9,7 +9,8 @@ graph translate:
    many tokens in the cache as it has ones there: the cache holds no padding.
 2. Padding may stand anywhere. Each row's tokens are brought to its front, in their order. The
    logits go back to where their tokens came from; padding gets those of the token in front of it,
-   so that the last column is always about the row's last token.
+   so that the last column is always about the row's last token. An engine that answers for the
+   last token only (`new_lengths`) is told how many there are, and its logits stay as they are.
 3. Positions follow: a token's position is the number of ones in front of it. Where `position_ids`
    are taken, they must say the same.
 
@@ -50,7 +51,9 @@ def take_mask(model: ir.Model, *, any_padding: bool, positions: bool, shared: bo
     adapter.check_columns(shared=shared)
     if positions:
         adapter.check_positions()
-    replacements = {LENGTHS: adapter.cache_lengths(), NEW_LENGTHS: adapter.new_lengths()}
+    replacements = {LENGTHS: adapter.cache_lengths()}
+    if NEW_LENGTHS in inputs:
+        replacements[NEW_LENGTHS] = adapter.new_lengths()
     if any_padding:
         replacements[TOKENS] = adapter.tokens_in_front()
     for value in ours:
@@ -124,8 +127,9 @@ class _Adapter:
         return found
 
     def new_lengths(self) -> ir.Value:
-        """Tokens of each row in this call [B]."""
-        return self._node("ReduceSum", [self._new, self._one], keepdims=0)
+        """Tokens of each row in this call [B]; 1 where there is nothing but padding."""
+        count = self._node("ReduceSum", [self._new, self._one], keepdims=0)
+        return self._node("Max", [count, self._one])
 
     def tokens_in_front(self) -> ir.Value:
         """`input_ids` [B,S] with each row's tokens in front of its padding."""

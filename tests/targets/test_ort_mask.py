@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from optc.core.context import Array, Context
 from optc.ir.canonical import canonicalize
-from optc.ir.interface import cache_ports, ports
+from optc.ir.insert import Insert, take_over
+from optc.ir.interface import NEW_LENGTHS, cache_ports, ports
 from optc.passes.flash import Flash
 from optc.passes.kv import KV
 from optc.targets.ort import Ort
@@ -74,13 +75,34 @@ def opened(model: ir.Model) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
 
 
-def engine(*, any_padding: bool, positions: bool = False, shared: bool = False) -> ir.Model:
+def cached() -> ir.Model:
+    """The decoder as an engine: `cache_lengths`, past and present."""
     model = decoder()
     for step in (Flash(), KV()):
         assert step.run(model, Context()).rewrites == 1
-    lowered = Ort().lower(model)
-    take_mask(lowered, any_padding=any_padding, positions=positions, shared=shared)
-    return lowered
+    return Ort().lower(model)
+
+
+def engine(*, any_padding: bool, positions: bool = False, shared: bool = False) -> ir.Model:
+    model = cached()
+    take_mask(model, any_padding=any_padding, positions=positions, shared=shared)
+    return model
+
+
+def answering_for_the_last(model: ir.Model) -> ir.Model:
+    """The same with the input `new_lengths` [B] and logits [B,1,V]."""
+    new = ir.Value(name=NEW_LENGTHS, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["B"]))
+    model.graph.inputs.append(new)
+    add = Insert(model, model.graph[-1])
+    last = add.node("Sub", [new, add.ints([1])], ir.DataType.INT64)
+    index = add.node("Unsqueeze", [last, add.ints([1, 2])], ir.DataType.INT64)
+    (logits,) = (value for value in model.graph.outputs if value.name == "logits")
+    node = ir.node("GatherND", [logits, index], {"batch_dims": 1})
+    model.graph.append(node)
+    take_over(logits, node.outputs[0])
+    node.replace_input_with(0, logits)
+    node.outputs[0].shape = ir.Shape(["batch", 1, VOCABULARY])
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +207,19 @@ def test_the_last_column_is_about_the_last_token_also_when_padding_follows(alone
     found = Runtime(anyhow, 2).feed(tokens, mask)[:, -1]
     right = np.stack([row[-1] for row in expected(alone, tokens, mask)])
     np.testing.assert_allclose(found, right, atol=2e-5)
+
+
+@pytest.mark.parametrize("any_padding", [True, False])
+def test_an_engine_that_answers_for_the_last_token_is_told_which_it_is(any_padding, alone) -> None:
+    model = answering_for_the_last(cached())
+    take_mask(model, any_padding=any_padding, positions=False, shared=False)
+    mask = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
+    mask = mask[:, ::-1] if any_padding else mask
+    tokens = some_tokens(3, 4)
+    found = Runtime(model, 3).feed(tokens, mask)
+    assert found.shape == (3, 1, VOCABULARY)
+    right = np.stack([row[-1] for row in expected(alone, tokens, mask)])
+    np.testing.assert_allclose(found[:, 0], right, atol=2e-5)
 
 
 def test_taking_tokens_back_is_a_shorter_mask(alone, anyhow) -> None:
