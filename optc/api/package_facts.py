@@ -147,7 +147,8 @@ def _vocabulary(outputs: Sequence[Port], where: str) -> int:
 
 
 def _context(asked: int | None, capacity: int | None, longest: int | None, where: str) -> int:
-    found = asked or capacity or longest
+    known = [size for size in (capacity, longest) if size is not None]
+    found = min(known, default=None) if asked is None else asked
     if found is None:
         problem = "it does not say how long a sequence may be"
         raise UsageError(problem, where=where, remedy="say so with --context")

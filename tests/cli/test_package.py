@@ -101,9 +101,10 @@ def test_it_says_no_in_one_sentence_and_leaves_nothing(
             "plain.optc: it is not a generator with a cache; build",
         ),
         ("s.optc", "optimum", "new"): (3, "its cache always holds 16 tokens, and optimum begins"),
-        ("s.optc", "genai", "new", "--context", "17"): (
+        ("s.optc", "genai", "new", "--context=17"): (2, "--context: a sequence of 17 tokens does"),
+        ("s.optc", "genai", "new", "--context=0"): (
             2,
-            "--context: a sequence of 17 tokens does",
+            "--context: a sequence of 0 tokens does not",
         ),
     }
     for (name, runtime, out, *more), (code, sentence) in cases.items():
