@@ -26,8 +26,9 @@ from optc.ir.interface import (
 )
 from optc.runtime.tokenizer import Tokenizer, load_tokenizer, read_json
 
-__all__ = ["Facts", "read_facts", "write_json"]
+__all__ = ["Facts", "read_facts", "why_not", "write_json"]
 
+_DECODER_TOKENS = "decoder_input_ids"
 _KNOWN = frozenset({TOKENS, LENGTHS, NEW_LENGTHS})
 _FLOATS = frozenset({"float32", "float16", "bfloat16"})
 # Configurations of transformers name the longest sequence in these ways.
@@ -91,10 +92,10 @@ def read_facts(bundle: Bundle, model: ir.Model, context: int | None, *, where: s
         UsageError: The context is not known, or more than the cache holds.
     """
     inputs, outputs = ports(model.graph.inputs), ports(model.graph.outputs)
-    caches = cache_ports(inputs)
-    reason = _not_a_generator(inputs, caches) or _irregular(caches)
+    reason = why_not(inputs)
     if reason:
         raise UnsupportedError(reason[0], where=where, remedy=reason[1] or None)
+    caches = cache_ports(inputs)
     folder = bundle.tokenizer
     config = _read_json(folder, "config.json")
     holders = [_read_json(folder, "generation_config.json"), config]
@@ -116,9 +117,17 @@ def read_facts(bundle: Bundle, model: ir.Model, context: int | None, *, where: s
     )
 
 
-def _not_a_generator(inputs: Sequence[Port], caches: Sequence[CachePort]) -> tuple[str, str] | None:
+def why_not(inputs: Sequence[Port]) -> tuple[str, str] | None:
+    """Why an engine is not one that these runtimes can feed, and what to do, if anything."""
+    caches = cache_ports(inputs)
+    return _not_a_decoder(inputs, caches) or _irregular(caches)
+
+
+def _not_a_decoder(inputs: Sequence[Port], caches: Sequence[CachePort]) -> tuple[str, str] | None:
     """Why a graph has not the cache interface of a decoder, and what to do."""
     names = {port.name for port in inputs}
+    if _DECODER_TOKENS in names:
+        return "it is an encoder-decoder, and only decoders are packaged", ""
     if not {TOKENS, LENGTHS} <= names or not caches:
         return "it is not a generator with a cache", "build it with --passes flash,kv"
     known = _KNOWN | {cache.past for cache in caches}

@@ -10,6 +10,9 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
+from optc.api.package_facts import why_not
+from optc.core.session import Port
+
 Optc = Callable[..., Any]
 CONFIG = {"max_position_embeddings": 48, "model_type": "strange", "num_attention_heads": 7}
 
@@ -125,3 +128,48 @@ def test_a_bundle_that_does_not_say_how_long_it_reads_needs_to_be_told(
     assert outcome.code == 2
     assert "it does not say how long a sequence may be; say so with --context" in outcome.err
     assert not (here / "new").exists()
+
+
+TOKENS = Port("input_ids", "int64", ("B", "S"))
+LENGTHS = Port("cache_lengths", "int64", ("B",))
+
+
+def caches(layer: int, heads: int = 2, dim: int = 8, dtype: str = "float32") -> list[Port]:
+    name, shape = f"past_key_values.{layer}", ("B", heads, "T", dim)
+    return [Port(f"{name}.key", dtype, shape), Port(f"{name}.value", dtype, shape)]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        ([TOKENS], "it is not a generator with a cache"),
+        (
+            [Port("decoder_input_ids", "int64", ("B", "S")), LENGTHS, *caches(0)],
+            "it is an encoder-decoder, and only decoders are packaged",
+        ),
+        (
+            [TOKENS, LENGTHS, Port("pixels", "float32", ("B", 3)), *caches(0)],
+            "it has inputs that these runtimes do not give: pixels",
+        ),
+        (
+            [TOKENS, LENGTHS, *caches(0), *caches(1, heads=4)],
+            "its layers, or keys and values, differ in the shape of their caches",
+        ),
+        (
+            [TOKENS, LENGTHS, caches(0)[0], caches(0, dim=16)[1]],
+            "its layers, or keys and values, differ in the shape of their caches",
+        ),
+        ([TOKENS, LENGTHS, *caches(0, dtype="int8")], "its cache holds int8"),
+    ],
+)
+def test_an_engine_that_the_runtimes_cannot_feed_is_refused_with_the_reason(
+    inputs: list[Port], reason: str
+) -> None:
+    found = why_not(inputs)
+    assert found is not None
+    assert found[0] == reason
+
+
+def test_any_number_of_layers_of_one_shape_will_do() -> None:
+    last_only = Port("new_lengths", "int64", ("B",))
+    assert why_not([TOKENS, LENGTHS, last_only, *caches(0), *caches(1)]) is None
