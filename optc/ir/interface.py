@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = [
+    "DECODER_TOKENS",
     "LENGTHS",
     "LOGITS",
+    "NEW_LENGTHS",
     "PADDING",
     "POSITIONS",
     "TOKENS",
@@ -32,10 +34,14 @@ __all__ = [
     "past_name",
     "ports",
     "present_name",
+    "present_of",
+    "token_input",
 ]
 
 TOKENS = "input_ids"
+DECODER_TOKENS = "decoder_input_ids"
 LENGTHS = "cache_lengths"
+NEW_LENGTHS = "new_lengths"
 LOGITS = "logits"
 PADDING = "attention_mask"
 POSITIONS = "position_ids"
@@ -49,6 +55,12 @@ def past_name(layer: int, part: str) -> str:
 def present_name(layer: int, part: str) -> str:
     """Output that holds the updated `key` or `value` of attention site `layer`."""
     return f"present.{layer}.{part}"
+
+
+def present_of(past: str) -> str:
+    """Output that replaces the cache input `past`; empty for other inputs."""
+    prefix, _, rest = past.partition(".")
+    return f"present.{rest}" if prefix == "past_key_values" else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +83,11 @@ class CachePort:
     dtype: str
     capacity: int | None
 
+    @property
+    def is_cross(self) -> bool:
+        """Whether it holds what an encoder gave: computed by the first call, then only read."""
+        return "encoder" in self.past.split(".")
+
     def empty(self, batch: int) -> Array:
         """A cache with nothing in it, for `batch` rows."""
         return np.zeros((batch, self.heads, self.capacity or 0, self.dim), np.dtype(self.dtype))
@@ -91,15 +108,21 @@ def cache_ports(inputs: Iterable[Port]) -> tuple[CachePort, ...]:
     """The cache buffers among a session's or graph's inputs, in input order."""
     found = []
     for port in inputs:
-        prefix, _, rest = port.name.partition(".")
-        if prefix != "past_key_values" or len(port.shape) != 4:
+        present = present_of(port.name)
+        if not present or len(port.shape) != 4:
             continue
         _, heads, tokens, dim = port.shape
         if not isinstance(heads, int) or not isinstance(dim, int):
             continue
         capacity = tokens if isinstance(tokens, int) else None
-        found.append(CachePort(port.name, f"present.{rest}", heads, dim, port.dtype, capacity))
+        found.append(CachePort(port.name, present, heads, dim, port.dtype, capacity))
     return tuple(found)
+
+
+def token_input(inputs: Iterable[Port]) -> Port | None:
+    """The input [B,S] that takes new tokens: of the decoder, where there is an encoder too."""
+    named = {port.name: port for port in inputs}
+    return named.get(DECODER_TOKENS, named.get(TOKENS))
 
 
 def complete_feeds(inputs: Iterable[Port], feeds: Feeds) -> dict[str, Array]:
