@@ -157,3 +157,12 @@ def test_one_token_costs_as_much_as_there_are_keys(name, graph, run):
     feeds = {"input_ids": np.array([[3]]), "cache_lengths": np.array([keys])} | caches
     sizes = {name: value.size for name, value in run(model, feeds).items()}
     assert max(sizes.values()) <= 2 * 8 * (keys + 1)
+
+
+def test_layers_share_what_is_made_of_a_table(graph):
+    """Queries and keys of all layers are turned by the same angles."""
+    model = build(graph, GRAPHS["positions-rotary"])
+    KV().run(model, Context())
+    turned = [node for node in model.graph if node.op_type == "RotaryEmbedding"]
+    assert len(turned) == 2
+    assert len({node.inputs[1:] for node in turned}) == 1

@@ -19,6 +19,8 @@ from optc.ir.load import load_canonical
 from optc.passes.flash import Flash
 from optc.passes.kv import KV
 from optc.targets.evaluate import open_model
+from optc.targets.ort import Ort
+from optc.targets.ort_attention import BODY, GROUPED, attention_choices
 
 ROWS, LONGEST = 3, 40
 FAMILIES = {
@@ -44,12 +46,16 @@ _turns = st.lists(st.builds(Turn, back=_rows, real=_rows), min_size=2, max_size=
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def sessions(request, exports):
-    """The graph as exported, and with a cache of each layout."""
+    """The graph as exported; with a cache of each layout, and lowered for ONNX Runtime."""
     case = exports.case(request.param, Spelling("eager", 17, traced=True))
     models = [load_canonical(case.path) for _ in range(3)]
     for model, kv in zip(models[1:], (KV(), KV(max=LONGEST + 10)), strict=True):
         Flash().run(model, Context())
         assert run_kv(model, kv).rewrites == len(case.family.sites)
+    lowered = [Ort().lower(model) for model in models[1:]]
+    kernels = {choice.kernel for model in lowered for choice in attention_choices(model)}
+    assert kernels == {BODY if request.param == "bloom" else GROUPED}
+    models += lowered
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(open_model(model)) for model in models]
 
