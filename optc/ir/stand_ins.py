@@ -34,6 +34,7 @@ class _Replaced:
     value: ir.Value
     at: int
     uses: list[tuple[ir.Node, int]]
+    nodes: list[ir.Node]
 
 
 class StandIns:
@@ -93,7 +94,8 @@ class StandIns:
             for node, index in replaced.uses:
                 node.replace_input_with(index, replaced.value)
             self._model.graph.inputs.insert(replaced.at, replaced.value)
-        for value, shape in self._renamed:
+            self._model.graph.remove(replaced.nodes, safe=True)
+        for value, shape in reversed(self._renamed):
             value.shape = shape
         self._replaced, self._renamed = [], []
 
@@ -103,8 +105,7 @@ class StandIns:
     def _replace(self, value: ir.Value, made: ir.Value, draft: Draft) -> None:
         made.shape = self._tokens.shape
         inputs, uses = self._model.graph.inputs, [(use.node, use.idx) for use in value.uses()]
-        self._replaced.append(_Replaced(value, inputs.index(value), uses))
-        draft.keep()
+        self._replaced.append(_Replaced(value, inputs.index(value), uses, draft.keep()))
         for node, index in uses:
             node.replace_input_with(index, made)
         inputs.remove(value)

@@ -32,6 +32,17 @@ GRAPHS = {
 UNCLEAR = {
     "by_length": (decoder("none", bias=UNCLEAR_BIASES["by_length"]), "is not understood"),
     "from_the_last": (decoder("none", bias=UNCLEAR_BIASES["from_the_last"]), "is not understood"),
+    "by_length_with_positions_given": (
+        decoder("none", bias=UNCLEAR_BIASES["by_length"], companion=COMPANIONS["position_ids"]),
+        "is not understood",
+    ),
+    "lengths_divide_with_axes_of_their_own": (
+        decoder(
+            "none",
+            companion=("int64[r,k] attention_mask", UNCLEAR_COMPANIONS["lengths_divide"][1]),
+        ),
+        "for tokens that are no padding",
+    ),
     "lengths_divide": (
         decoder("none", companion=UNCLEAR_COMPANIONS["lengths_divide"]),
         "for tokens that are no padding",
