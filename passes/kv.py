@@ -82,10 +82,12 @@ class KV(Pass):
         if not all(ctx.wants(str(node.outputs[0].name)) for node in nodes):
             return PassResult(notes=("a cache on some sites only would be wrong",))
         axes, tokens = _token_axes(model), _token_input(model)
-        refusals = _input_refusals(model, axes) + _refusals(nodes, axes.sequence)
+        stand_ins = StandIns(model, tokens)
+        refusals = _input_refusals(model, axes, stand_ins) + _refusals(nodes, axes)
         if refusals:
+            stand_ins.undo()
             return PassResult(refusals=tuple(refusals))
-        stand_ins = _stand_in(model, tokens)
+        _stand_in(model, stand_ins)
         lengths = ir.val(LENGTHS, ir.DataType.INT64, [axes.batch])
         positions = CachePositions(model, axes, lengths, tokens)
         refusals += positions.prepare(nodes, self.max)
@@ -199,11 +201,13 @@ def _others(model: ir.Model) -> list[ir.Value]:
     return [v for v in inputs if v.name != TOKENS]
 
 
-def _input_refusals(model: ir.Model, axes: TokenAxes) -> list[Refusal]:
+def _input_refusals(model: ir.Model, axes: TokenAxes, stand_ins: StandIns) -> list[Refusal]:
     """Inputs besides the tokens: derived ones, and those with one entry per token."""
     found = []
     for value in _others(model):
         reason = ""
+        if value.name in {PADDING, POSITIONS}:
+            stand_ins.name_axes(value)
         if _names(value.shape)[:2] != [axes.batch, axes.sequence]:
             reason = f"the input is {value.shape}, not one entry per token of '{TOKENS}'"
         elif value.name == PADDING:
@@ -213,14 +217,12 @@ def _input_refusals(model: ir.Model, axes: TokenAxes) -> list[Refusal]:
     return found
 
 
-def _stand_in(model: ir.Model, tokens: ir.Value) -> StandIns:
-    stand_ins = StandIns(model, tokens)
+def _stand_in(model: ir.Model, stand_ins: StandIns) -> None:
     for value in _others(model):
         if value.name == PADDING:
             stand_ins.ones(value)
         elif value.name == POSITIONS:
             stand_ins.positions(value)
-    return stand_ins
 
 
 def _mixing_refusals(model: ir.Model, axes: TokenAxes) -> list[Refusal]:
@@ -231,7 +233,7 @@ def _mixing_refusals(model: ir.Model, axes: TokenAxes) -> list[Refusal]:
     ]
 
 
-def _refusals(nodes: list[ir.Node], sequence: str) -> list[Refusal]:
+def _refusals(nodes: list[ir.Node], axes: TokenAxes) -> list[Refusal]:
     found = []
     for node in nodes:
         spec, key = read_spec(node), node.inputs[1]
@@ -241,7 +243,7 @@ def _refusals(nodes: list[ir.Node], sequence: str) -> list[Refusal]:
             reason = "the attention is not causal, so it cannot be computed token by token"
         elif shape is None or not all(isinstance(shape[i], int) for i in (1, 3)):
             reason = "the number and size of its key heads are not known"
-        elif not isinstance(shape[2], ir.SymbolicDim) or shape[2].value != sequence:
+        elif not axes.is_count(shape[2]):
             reason = f"its keys do not come from '{TOKENS}'"
         if reason:
             found.append(Refusal(str(node.outputs[0].name), reason))

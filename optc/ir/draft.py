@@ -66,10 +66,11 @@ class Draft:
             new.type = old.type
         return self._add(made)
 
-    def keep(self) -> None:
+    def keep(self) -> list[ir.Node]:
         """Put all nodes at the head of the graph; the caller sorts it and drops what is unused."""
-        self.model.graph.insert_before(self.model.graph[0], self._nodes)
-        self._nodes = []
+        kept, self._nodes = self._nodes, []
+        self.model.graph.insert_before(self.model.graph[0], kept)
+        return kept
 
     def discard(self) -> None:
         """Forget all nodes: nothing of the graph is used by them any more."""

@@ -35,6 +35,13 @@ class TokenAxes:
         """Sizes for a probe."""
         return {self.batch: batch, self.sequence: tokens}
 
+    def is_count(self, dim: int | ir.SymbolicDim) -> bool:
+        """Whether a size is S, at least while S is small: tables of a model end somewhere."""
+        if isinstance(dim, int) or dim.value is None:
+            return False
+        shape = ir.Shape([dim])
+        return all(list(shape.evaluate(self.sizes(count))) == [count] for count in (3, 7))
+
 
 class Recount:
     """Copies values of one model for one number of tokens.

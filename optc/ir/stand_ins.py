@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import onnx_ir as ir
@@ -33,6 +34,7 @@ class _Replaced:
     value: ir.Value
     at: int
     uses: list[tuple[ir.Node, int]]
+    nodes: list[ir.Node]
 
 
 class StandIns:
@@ -47,6 +49,27 @@ class StandIns:
         self._model = model
         self._tokens = tokens
         self._replaced: list[_Replaced] = []
+        self._renamed: list[tuple[ir.Value, ir.Shape]] = []
+
+    def name_axes(self, value: ir.Value) -> None:
+        """See that the axes of an input [B,S] bear the names of those of the tokens.
+
+        Exporters give a padding mask's batch a name of its own.
+        """
+        old, new = _names(value), _names(self._tokens)
+        names = {o: n for o, n in zip(old, new, strict=False) if o and n and o != n}
+        if len(old) == 2 and None not in old and names:
+            pattern = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
+            for other in _values(self._model):
+                self._rename(other, pattern, names)
+
+    def _rename(self, value: ir.Value, pattern: re.Pattern[str], names: dict[str, str]) -> None:
+        dims = list(value.shape or ())
+        texts = [str(d.value) if isinstance(d, ir.SymbolicDim) and d.value else d for d in dims]
+        found = [pattern.sub(lambda m: names[m[1]], t) if isinstance(t, str) else t for t in texts]
+        if value.shape is not None and found != texts:
+            self._renamed.append((value, value.shape))
+            value.shape = ir.Shape(found)
 
     def ones(self, value: ir.Value) -> None:
         """All ones [B,S] in the place of an input."""
@@ -71,7 +94,10 @@ class StandIns:
             for node, index in replaced.uses:
                 node.replace_input_with(index, replaced.value)
             self._model.graph.inputs.insert(replaced.at, replaced.value)
-        self._replaced = []
+            self._model.graph.remove(replaced.nodes, safe=True)
+        for value, shape in reversed(self._renamed):
+            value.shape = shape
+        self._replaced, self._renamed = [], []
 
     def _shape(self, draft: Draft) -> ir.Value:
         return draft.node("Shape", [self._tokens], shape=ir.Shape([2]))
@@ -79,11 +105,19 @@ class StandIns:
     def _replace(self, value: ir.Value, made: ir.Value, draft: Draft) -> None:
         made.shape = self._tokens.shape
         inputs, uses = self._model.graph.inputs, [(use.node, use.idx) for use in value.uses()]
-        self._replaced.append(_Replaced(value, inputs.index(value), uses))
-        draft.keep()
+        self._replaced.append(_Replaced(value, inputs.index(value), uses, draft.keep()))
         for node, index in uses:
             node.replace_input_with(index, made)
         inputs.remove(value)
+
+
+def _names(value: ir.Value) -> list[str | None]:
+    return [d.value if isinstance(d, ir.SymbolicDim) else None for d in value.shape or ()]
+
+
+def _values(model: ir.Model) -> list[ir.Value]:
+    made = [value for node in model.graph for value in node.outputs]
+    return list(dict.fromkeys([*model.graph.inputs, *model.graph.outputs, *made]))
 
 
 def padding_problem(model: ir.Model, padding: ir.Value, axes: TokenAxes) -> str:
