@@ -4,6 +4,11 @@ Inputs `input_ids` [B,S], `cache_lengths` [B] int64, `past_key_values.{i}.key|va
 `logits` and `present.{i}.key|value`. `cache_lengths` counts the tokens that are in the cache before
 the call. The same graph prefills, decodes, takes ragged batches (pad on the right, then pass each
 row's own length next time) and rolls back (pass a smaller length).
+
+An encoder-decoder takes `decoder_input_ids` [B,S] beside the encoder's inputs. Its caches are
+`past_key_values.{i}.decoder.key|value`, which behave as above, and `.encoder.key|value`, what
+attention to the encoder sees: with 0 tokens in them the encoder is run and gives them, otherwise
+they come back as they are and the encoder is skipped.
 """
 
 from __future__ import annotations
@@ -21,26 +26,39 @@ __all__ = [
     "LENGTHS",
     "LOGITS",
     "TOKENS",
+    "TOKEN_INPUTS",
     "CachePort",
     "cache_ports",
     "complete_feeds",
     "past_name",
     "ports",
     "present_name",
+    "token_input",
 ]
 
 TOKENS = "input_ids"
+TOKEN_INPUTS = ("decoder_input_ids", TOKENS)
 LENGTHS = "cache_lengths"
 LOGITS = "logits"
 
 
+def token_input(names: Iterable[str]) -> str | None:
+    """Which of a graph's inputs takes the tokens that its logits follow; None if none does."""
+    given = set(names)
+    return next((name for name in TOKEN_INPUTS if name in given), None)
+
+
 def past_name(layer: int, part: str) -> str:
-    """Input that holds the cached `key` or `value` of attention site `layer`."""
+    """Input that holds the cached `key` or `value` of attention site `layer`.
+
+    In an encoder-decoder `part` is `decoder.key`, `decoder.value`, `encoder.key` or
+    `encoder.value`.
+    """
     return f"past_key_values.{layer}.{part}"
 
 
 def present_name(layer: int, part: str) -> str:
-    """Output that holds the updated `key` or `value` of attention site `layer`."""
+    """Output that holds the updated `key` or `value` of attention site `layer`; see `past_name`."""
     return f"present.{layer}.{part}"
 
 
@@ -54,7 +72,8 @@ class CachePort:
         heads: Key/value heads.
         dim: Size of one head.
         dtype: numpy name of the element type.
-        capacity: Number of tokens of a fixed buffer; None where the cache grows.
+        capacity: Number of tokens of a fixed buffer; None where the cache grows, or is what an
+            encoder gives.
     """
 
     past: str
@@ -63,6 +82,11 @@ class CachePort:
     dim: int
     dtype: str
     capacity: int | None
+
+    @property
+    def is_cross(self) -> bool:
+        """Whether it holds what an encoder gives: computed once, whatever `cache_lengths` says."""
+        return self.past.split(".")[2:3] == ["encoder"]
 
     def empty(self, batch: int) -> Array:
         """A cache with nothing in it, for `batch` rows."""
@@ -100,7 +124,7 @@ def complete_feeds(inputs: Iterable[Port], feeds: Feeds) -> dict[str, Array]:
 
     Args:
         inputs: What the graph takes.
-        feeds: A sample, by input name; the batch is the first axis of `input_ids`, else of the
+        feeds: A sample, by input name; the batch is the first axis of the token input, else of the
             first array that has axes, else 1.
 
     Returns:
@@ -118,5 +142,6 @@ def complete_feeds(inputs: Iterable[Port], feeds: Feeds) -> dict[str, Array]:
 
 
 def _batch(feeds: Feeds) -> int:
-    leaders = [feeds[TOKENS]] if TOKENS in feeds else []
+    tokens = token_input(feeds)
+    leaders = [] if tokens is None else [feeds[tokens]]
     return next((array.shape[0] for array in [*leaders, *feeds.values()] if array.ndim), 1)
