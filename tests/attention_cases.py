@@ -175,6 +175,9 @@ def _lengths() -> list[Case]:
     for spec in (GROWING, STATIC):
         for lengths in ([3, 3], [7, 3], [5, 7], [4, 6]):
             found.append(Case("rows of different length", spec, {"lengths": lengths}))
+        for lengths in ([3, 3], [3, 11], [20, 9]):
+            sizes = {"lengths": lengths, "past": 24, "capacity": 24}
+            found.append(Case("a past with room to spare", spec, sizes))
     for causal in (False, True):
         spec = AttentionSpec(0.2, causal=causal, lengths=True)
         found.append(Case("a row of length zero", spec, {"lengths": [0, 7]}))
@@ -279,7 +282,7 @@ def make_inputs(
         full = past + rows if spec.cache else keys
         ragged = [full - 2 * (row % 2) for row in range(batch)]
         inputs["lengths"] = np.array(lengths or ragged, np.int64)
-        total = int(inputs["lengths"].max()) if spec.cache == "concat" else total
+        total = max(past, int(inputs["lengths"].max())) if spec.cache == "concat" else total
     if spec.cache:
         inputs["past_key"] = normal(batch, heads[1], held, dims[0])
         inputs["past_value"] = normal(batch, heads[1], held, dims[1])

@@ -14,8 +14,10 @@ model wherever it goes.
 * `mask` [B|1, Hq|1, S, T], full in its last two axes: boolean (True is visible) or additive.
 * `softcap` c > 0 replaces each score s by c * tanh(s / c), before the mask is added.
 * A row that sees nothing gives zeros. Softmax accumulates in float32.
-* With a past, the new keys of row b land at lengths[b] - S. Layout `concat` grows: present has
-  max(lengths) keys. Layout `static` writes into the fixed buffer that came in.
+* With a past, the new keys of row b land at lengths[b] - S. Layout `static` writes into the fixed
+  buffer that came in. Layout `concat` grows where it must: present has the past's keys or
+  max(lengths), whichever is more. So a past with room to spare keeps its size, and a runtime may
+  give one buffer as past and present.
 
 Sources: FlashAttention (Dao et al., 2022); ONNX operators Attention-24 and TensorScatter-24.
 """
@@ -230,16 +232,24 @@ def _lengths_lines(spec: AttentionSpec) -> list[str]:
 def _cache_lines(spec: AttentionSpec) -> list[str]:
     """Write the new keys and values of row b at `valid[b] - new`."""
     lines = ["at = Sub(valid, new)"]
+    if spec.cache == "static":
+        return lines + [
+            f"present_{name} = TensorScatter<axis = 2>(past_{name}, {name}, at)"
+            for name in ("key", "value")
+        ]
+    lines += [
+        "none = Constant<value_ints = [0]>()",
+        "tokens = Constant<value_ints = [2]>()",
+        "most = ReduceMax<keepdims = 1>(valid)",
+        "held = Shape<start = 2, end = 3>(past_key)",
+        "lacking = Sub(most, held)",
+        "missing = Max(lacking, none)",
+        "spare = Sub(new, missing)",
+    ]
     for name in ("key", "value"):
-        if spec.cache == "static":
-            lines.append(f"present_{name} = TensorScatter<axis = 2>(past_{name}, {name}, at)")
-            continue
         lines += [
-            f"{name}_zero = Constant<value_ints = [0]>()",
-            f"{name}_axis = Constant<value_ints = [2]>()",
-            f"{name}_kept = ReduceMax<keepdims = 1>(at)",
-            f"{name}_past = Slice(past_{name}, {name}_zero, {name}_kept, {name}_axis)",
-            f"{name}_room = Concat<axis = 2>({name}_past, {name})",
+            f"{name}_more = Slice({name}, spare, new, tokens)",
+            f"{name}_room = Concat<axis = 2>(past_{name}, {name}_more)",
             f"present_{name} = TensorScatter<axis = 2>({name}_room, {name}, at)",
         ]
     return lines

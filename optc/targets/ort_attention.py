@@ -87,7 +87,7 @@ def attention_choices(model: ir.Model) -> list[Choice]:
 
 
 def attention_choice(node: ir.Node) -> Choice | None:
-    """The choice that a node stands for, an `If` around two forms of a kernel included."""
+    """The choice that a node stands for."""
     note = node.metadata_props
     return Choice(note[_SITE], note[_KERNEL], note[_WHY]) if _KERNEL in note else None
 

@@ -106,14 +106,11 @@ class Kernels:
         """Replace a site by `GroupQueryAttention`."""
         self._model.opset_imports[_CONTRIB] = self._graph.opset_imports[_CONTRIB] = 1
         rows = self._operands(site)
-        if site.spec.cache == "concat" and site.spec.lengths:
-            return self._replace(site, self._growing(site, rows))
-        return self._replace(site, self._grouped(site, rows, self._pasts(site)))
+        return self._replace(site, self._grouped(site, rows))
 
-    def _grouped(
-        self, site: Site, rows: list[ir.Value], pasts: list[ir.Value] | list[None]
-    ) -> ir.Node:
+    def _grouped(self, site: Site, rows: list[ir.Value]) -> ir.Node:
         spec = site.spec
+        pasts = [site.inputs.get("past_key"), site.inputs.get("past_value")]
         last, total, new = self._counts(site, rows)
         attributes = {
             "num_heads": site.query[1],
@@ -126,41 +123,6 @@ class Kernels:
         if spec.cache:
             inputs += [None] * (_QUERY_SEQLENS - len(inputs)) + [new]
         return ir.node("GroupQueryAttention", inputs, attributes, domain=_CONTRIB, num_outputs=3)
-
-    def _pasts(self, site: Site) -> list[ir.Value] | list[None]:
-        if not site.spec.cache:
-            return [None, None]
-        return [site.inputs["past_key"], site.inputs["past_value"]]
-
-    def _growing(self, site: Site, rows: list[ir.Value]) -> ir.Node:
-        """A growing cache; one that was rolled back is cut first, which costs a copy.
-
-        The kernel gives as many keys as came in, and the op only as many as there are.
-        """
-        fits, kept = self._fit(site, rows)
-        whole = self._grouped(site, rows, self._pasts(site))
-        first, axis = self._constant(0), self._constant(2)
-        cuts = [
-            ir.node("Slice", [past, first, kept, axis])
-            for past in (site.inputs["past_key"], site.inputs["past_value"])
-        ]
-        for cut in cuts:
-            cut.outputs[0].type = site.inputs["past_key"].type
-        short = self._grouped(site, rows, [cut.outputs[0] for cut in cuts])
-        branches = {
-            "then_branch": self._branch(site, "whole", [whole]),
-            "else_branch": self._branch(site, "cut", [*cuts, short]),
-        }
-        return ir.node("If", [fits], branches, num_outputs=3)
-
-    def _branch(self, site: Site, label: str, nodes: list[ir.Node]) -> ir.Graph:
-        for node in nodes:
-            node.name = self._writer.name(f"{site.name}_{label}")
-            for output in node.outputs:
-                output.name = self._writer.name(f"{site.name}_{label}_{node.op_type.lower()}")
-        for output in nodes[-1].outputs:
-            output.type = site.inputs["query"].type
-        return ir.Graph([], nodes[-1].outputs, nodes=nodes, name=str(nodes[-1].name))
 
     def _operands(self, site: Site) -> list[ir.Value]:
         """Query, key and value as [B,S,H*D]: the `rows` of the methods below."""
@@ -203,18 +165,6 @@ class Kernels:
                 for label, value in (("last", last), ("most", most), ("each", each))
             ]
         return self._made[key]
-
-    def _fit(self, site: Site, rows: list[ir.Value]) -> tuple[ir.Value, ir.Value]:
-        """Whether the past holds as many keys as the longest row had [], and how many [1]."""
-        key = ("fit", *self._same(site))
-        if key not in self._made:
-            most = self._add(site, "longest", "ReduceMax", [self._valid(site, rows)], keepdims=1)
-            kept = self._add(site, "kept", "Sub", [most, self._new(site, rows)])
-            held = self._size(site, site.inputs["past_key"], 2)
-            fits = self._add(site, "fits", "Equal", [kept, held])
-            self._made[key] = [self._add(site, "fits_all", "Squeeze", [fits]), kept]
-        fits, kept = self._made[key]
-        return fits, kept
 
     def _valid(self, site: Site, rows: list[ir.Value]) -> ir.Value:
         """Valid keys of each row, new ones included, int64 [B]."""

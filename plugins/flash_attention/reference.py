@@ -51,17 +51,17 @@ def update_cache(layout: str, past: Array, new: Array, lengths: Array) -> Array:
     """Put the new keys (or values) of row b at `lengths[b] - S'`.
 
     Args:
-        layout: `static` writes into a buffer of the past's size, `concat` into one of
-            `max(lengths)` keys.
+        layout: `static` writes into a buffer of the past's size, `concat` into one of that size
+            or `max(lengths)`, whichever is more.
         past: [B,Hkv,P,D].
         new: [B,Hkv,S',D].
         lengths: [B], valid keys of each row, the new ones included.
     """
     batch, heads, _, dim = past.shape
-    tokens = past.shape[2] if layout == "static" else int(lengths.max())
+    held = past.shape[2]
+    tokens = held if layout == "static" else max(held, int(lengths.max()))
     present = np.zeros((batch, heads, tokens, dim))
-    kept = min(tokens, past.shape[2])
-    present[:, :, :kept] = past[:, :, :kept]
+    present[:, :, :held] = past
     for row, length in enumerate(lengths):
         present[row, :, length - new.shape[2] : length] = new[row]
     return present

@@ -135,11 +135,14 @@ def test_one_lowered_graph_takes_prefill_chunks_and_single_steps(
     np.testing.assert_allclose(joined, expected, rtol=0, atol=round_off(whole, tokens))
 
 
-def test_a_static_cache_may_be_one_buffer_on_both_sides(tmp_path: Path) -> None:
+@CACHES
+def test_a_cache_with_room_may_be_one_buffer_on_both_sides(
+    spec: AttentionSpec, tmp_path: Path
+) -> None:
     """What I/O binding is for: nothing is copied, and the numbers are the same."""
-    inputs = make_inputs(STATIC, lengths=[5, 8])
-    expected = flash_attention(STATIC, inputs)
-    path = save_model(Ort().lower(typed_model(STATIC, inputs)), tmp_path / "model.onnx")
+    inputs = make_inputs(spec, past=12, capacity=12, lengths=[5, 8])
+    expected = flash_attention(spec, inputs)
+    path = save_model(Ort().lower(typed_model(spec, inputs)), tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     held = {n: onnxruntime.OrtValue.ortvalue_from_numpy(a.copy()) for n, a in inputs.items()}
@@ -151,7 +154,8 @@ def test_a_static_cache_may_be_one_buffer_on_both_sides(tmp_path: Path) -> None:
         binding.bind_ortvalue_output(name, held[past])
     session.run_with_iobinding(binding)
     output = binding.get_outputs()[0].numpy()
-    np.testing.assert_allclose(output, expected["output"], rtol=0, atol=round_off(STATIC, inputs))
+    np.testing.assert_allclose(output, expected["output"], rtol=0, atol=round_off(spec, inputs))
     for row, length in enumerate(inputs["lengths"]):
         buffer = held["past_key"].numpy()[row, :, :length]
+        assert held["past_key"].shape()[2] == 12
         np.testing.assert_array_equal(buffer, expected["present_key"][row, :, :length])

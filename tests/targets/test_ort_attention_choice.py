@@ -95,7 +95,7 @@ def test_what_was_chosen_and_why_is_among_the_engines_facts(tmp_path: Path) -> N
     }
 
 
-def test_a_site_behind_a_branch_is_one_choice() -> None:
+def test_a_growing_cache_is_one_node_too() -> None:
     (choice,) = attention_choices(Ort().lower(typed_model(GROWING, make_inputs(GROWING))))
     assert (choice.site, choice.kernel) == ("site_0", GROUPED)
 
@@ -104,17 +104,3 @@ def test_outputs_of_the_graph_keep_their_names() -> None:
     model = typed_model(GROWING, make_inputs(GROWING))
     names = [output.name for output in model.graph.outputs]
     assert [output.name for output in Ort().lower(model).graph.outputs] == names
-
-
-def test_rows_of_a_growing_cache_that_were_not_rolled_back_are_not_cut() -> None:
-    """The cut is a copy of the whole cache: it lies in the branch that is seldom taken."""
-    lowered = Ort().lower(typed_model(GROWING, make_inputs(GROWING)))
-    (choice,) = [node for node in lowered.graph if node.op_type == "If"]
-    branches = {
-        name: [node.op_type for node in choice.attributes[name].as_graph()]
-        for name in ("then_branch", "else_branch")
-    }
-    assert branches == {
-        "then_branch": ["GroupQueryAttention"],
-        "else_branch": ["Slice", "Slice", "GroupQueryAttention"],
-    }
