@@ -4,6 +4,8 @@
    the updated ones as outputs.
 2. The input `cache_lengths` [B] says how many tokens of each row are in the cache before the call.
 3. Whatever counts positions from 0 now counts from `cache_lengths` (`optc.ir.positions`).
+4. Keys and values that come from an encoder are kept as they are, and the encoder is run only where
+   that cache is empty (`optc.rewrite.encode_once`).
 
 The pass is all or nothing: a graph with a cache on some sites only would be wrong.
 """
@@ -26,7 +28,7 @@ from optc.ir.flash_attention import (
     read_spec,
     remove_unused_overloads,
 )
-from optc.ir.interface import LENGTHS, LOGITS, TOKENS, past_name, present_name
+from optc.ir.interface import LENGTHS, LOGITS, past_name, present_name
 from optc.ir.mixing import mixing_nodes
 from optc.ir.positions import (
     PositionSource,
@@ -35,13 +37,15 @@ from optc.ir.positions import (
     position_uses,
 )
 from optc.ir.probe import ancestors
+from optc.rewrite.cross_attention import cross_refusals, keep_encoded
+from optc.rewrite.decoder import Decoder, heads_and_size, past_input, read_decoder
 
 __all__ = ["KV"]
 
 
 @dataclasses.dataclass(frozen=True)
 class KV(Pass):
-    """Add a key/value cache to a decoder that was exported without one."""
+    """Add a key/value cache to a decoder, or encoder-decoder, that was exported without one."""
 
     name: ClassVar[str] = "kv"
     after: ClassVar[tuple[str, ...]] = ("prune", "flash")
@@ -68,7 +72,7 @@ class KV(Pass):
                 where="pass 'kv'",
                 remedy="run 'flash' too: --passes flash,kv",
             )
-        _token_input(model)
+        read_decoder(model)
         if LOGITS not in {v.name for v in model.graph.outputs}:
             names = ", ".join(str(v.name) for v in model.graph.outputs)
             problem = f"the graph has no output named '{LOGITS}' (it has {names})"
@@ -77,59 +81,70 @@ class KV(Pass):
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         """Give every site a cache, or none."""
-        nodes = list(flash_attention_nodes(model))
-        if all(read_spec(node).cache for node in nodes):
+        if any(value.name == LENGTHS for value in model.graph.inputs):
             return PassResult(notes=("the graph has a cache already",))
+        common.TopologicalSortPass()(model)
+        decoder = read_decoder(model)
+        nodes = [*decoder.own, *decoder.cross]
         if not all(ctx.wants(str(node.outputs[0].name)) for node in nodes):
             return PassResult(notes=("a cache on some sites only would be wrong",))
-        batch, sequence = _token_symbols(model)
-        refusals = _refusals(nodes, sequence)
-        sources, problems = _position_sources(model, batch, sequence)
+        refusals = _refusals(model, decoder)
+        sources, problems = _position_sources(model, decoder.batch, decoder.sequence)
         refusals += [Refusal("positions", problem) for problem in problems]
         refusals += [
             Refusal(
                 str(n.outputs[0].name), f"this {n.op_type} combines tokens, which a cache hides"
             )
-            for n in mixing_nodes(model, sequence)
+            for n in mixing_nodes(model, decoder.sequence)
         ]
         if refusals:
             return PassResult(refusals=tuple(refusals))
-        return self._rewrite(model, nodes, sources)
+        return self._rewrite(model, decoder, sources)
 
     def _rewrite(
-        self, model: ir.Model, nodes: list[ir.Node], sources: list[PositionSource]
+        self, model: ir.Model, decoder: Decoder, sources: list[PositionSource]
     ) -> PassResult:
-        lengths = ir.val(LENGTHS, ir.DataType.INT64, [_token_symbols(model)[0]])
+        lengths = ir.val(LENGTHS, ir.DataType.INT64, [decoder.batch])
         model.graph.inputs.append(lengths)
-        valid = _insert_lengths(model, lengths)
+        valid = _insert_lengths(model, decoder.tokens, lengths)
         for source in sources:
             forget_shapes_after(model, source.value)
             _insert_positions(model, lengths, source)
-        sites = []
-        for index, node in enumerate(nodes):
-            sites.append(str(node.outputs[0].name))
-            self._rewrite_site(model, node, index, valid)
+        sites = tuple(str(node.outputs[0].name) for node in (*decoder.own, *decoder.cross))
+        prefix = "decoder." if decoder.cross else ""
+        for index, node in enumerate(decoder.own):
+            self._rewrite_site(model, decoder.batch, node, index, prefix, valid)
+        if decoder.cross:
+            keep_encoded(model, decoder)
         remove_unused_overloads(model)
         common.RemoveUnusedNodesPass()(model)
         common.TopologicalSortPass()(model)
         common.ShapeInferencePass()(model)
-        note = f"positions follow {LENGTHS} at {len(sources)} place(s)"
-        return PassResult(tuple(sites), notes=(note,), details={"layout": self._layout()})
+        notes = [f"positions follow {LENGTHS} at {len(sources)} place(s)"]
+        if decoder.cross:
+            notes.append(f"the encoder is run once, for {len(decoder.cross)} sites")
+        return PassResult(sites, notes=tuple(notes), details={"layout": self._layout()})
 
     def _layout(self) -> str:
         if self.layout != "auto":
             return self.layout
         return "static" if self.max is not None else "concat"
 
-    def _rewrite_site(self, model: ir.Model, node: ir.Node, index: int, valid: ir.Value) -> None:
+    def _rewrite_site(
+        self,
+        model: ir.Model,
+        batch: str,
+        node: ir.Node,
+        index: int,
+        prefix: str,
+        valid: ir.Value,
+    ) -> None:
         named = dict(zip(INPUTS, node.inputs, strict=False))
         inputs = {key: value for key, value in named.items() if value is not None}
         tokens = self.max if self._layout() == "static" else "past_sequence"
-        batch = _token_symbols(model)[0]
         for part in ("key", "value"):
-            inputs[f"past_{part}"] = _past(
-                model, past_name(index, part), inputs[part], batch, tokens
-            )
+            name = past_name(index, f"{prefix}{part}")
+            inputs[f"past_{part}"] = past_input(model, name, inputs[part], batch, tokens)
         inputs["lengths"] = valid
         spec = dataclasses.replace(read_spec(node), cache=self._layout(), lengths=True)
         old = node.outputs[0]
@@ -140,48 +155,19 @@ class KV(Pass):
         old.name = f"{old.name}_uncached"
         model.graph.remove(node, safe=True)
         for output, part in zip(cached.outputs[1:], ("key", "value"), strict=True):
-            output.name = present_name(index, part)
+            output.name = present_name(index, f"{prefix}{part}")
             model.graph.outputs.append(output)
 
     def ensures(self, model: ir.Model, result: PassResult) -> None:
-        """Every canonical attention has a cache, or none has."""
-        cached = [bool(read_spec(node).cache) for node in flash_attention_nodes(model)]
+        """All attention among the tokens has a cache, or none has."""
+        cached = [bool(read_spec(node).cache) for node in read_decoder(model).own]
         if any(cached) and not all(cached):
             raise PassContractError("only some sites have a cache", where=self.name)
 
 
-def _token_input(model: ir.Model) -> ir.Value:
-    inputs = [v for v in model.graph.inputs if v.const_value is None]
-    others = [str(v.name) for v in inputs if v.name != TOKENS]
-    tokens = next((v for v in inputs if v.name == TOKENS), None)
-    if tokens is None:
-        names = ", ".join(str(v.name) for v in inputs)
-        problem = f"the graph has no input named '{TOKENS}' (it has {names})"
-        raise UnsupportedError(problem, where="pass 'kv'")
-    if others and LENGTHS not in others:
-        raise UnsupportedError(
-            f"inputs besides '{TOKENS}' are not understood yet: {', '.join(others)}",
-            where="pass 'kv'",
-            remedy="export without them",
-        )
-    return tokens
-
-
-def _token_symbols(model: ir.Model) -> tuple[str, str]:
-    shape = _token_input(model).shape
-    names = [d.value if isinstance(d, ir.SymbolicDim) else None for d in shape or ()]
-    if len(names) != 2 or names[0] is None or names[1] is None or names[0] == names[1]:
-        raise UnsupportedError(
-            f"'{TOKENS}' has shape {shape}, not [batch, sequence] with both dynamic",
-            where="pass 'kv'",
-            remedy="export with dynamic batch and sequence",
-        )
-    return names[0], names[1]
-
-
-def _refusals(nodes: list[ir.Node], sequence: str) -> list[Refusal]:
+def _refusals(model: ir.Model, decoder: Decoder) -> list[Refusal]:
     found = []
-    for node in nodes:
+    for node in decoder.own:
         spec, key = read_spec(node), node.inputs[1]
         shape = key.shape if key is not None else None
         reason = ""
@@ -189,13 +175,13 @@ def _refusals(nodes: list[ir.Node], sequence: str) -> list[Refusal]:
             reason = "the attention is not causal, so it cannot be computed token by token"
         elif spec.mask:
             reason = "it has a mask that is not only causal"
-        elif shape is None or not all(isinstance(shape[i], int) for i in (1, 3)):
+        elif key is None or shape is None or heads_and_size(key) is None:
             reason = "the number and size of its key heads are not known"
-        elif not isinstance(shape[2], ir.SymbolicDim) or shape[2].value != sequence:
-            reason = f"its keys do not come from '{TOKENS}'"
+        elif not isinstance(shape[2], ir.SymbolicDim) or shape[2].value != decoder.sequence:
+            reason = f"its keys do not come from '{decoder.tokens.name}'"
         if reason:
             found.append(Refusal(str(node.outputs[0].name), reason))
-    return found
+    return found + cross_refusals(model, decoder)
 
 
 def _position_sources(
@@ -218,20 +204,9 @@ def _position_sources(
     return list(sources), problems
 
 
-def _past(
-    model: ir.Model, name: str, new: ir.Value, batch: str, tokens: int | str | None
-) -> ir.Value:
-    """The input [B,H,tokens,D] that holds what `new` [B,H,S,D] is appended to."""
-    dims = list(new.shape or ())  # rank 4 with whole heads and size: see _refusals
-    shape = ir.Shape([batch, dims[1], tokens, dims[3]])
-    value = ir.Value(name=name, shape=shape, type=new.type)
-    model.graph.inputs.append(value)
-    return value
-
-
-def _insert_lengths(model: ir.Model, lengths: ir.Value) -> ir.Value:
+def _insert_lengths(model: ir.Model, tokens: ir.Value, lengths: ir.Value) -> ir.Value:
     """`cache_lengths + S`: valid keys per row, new ones included."""
-    count = ir.node("Shape", [_token_input(model)], {"start": 1, "end": 2})
+    count = ir.node("Shape", [tokens], {"start": 1, "end": 2})
     total = ir.node("Add", [lengths, count.outputs[0]])
     model.graph.insert_before(model.graph[0], [count, total])
     valid = total.outputs[0]

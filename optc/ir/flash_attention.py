@@ -153,8 +153,8 @@ def _describe_outputs(node: ir.Node, inputs: dict[str, ir.Value]) -> None:
 
 
 def flash_attention_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """Every canonical attention node of the main graph, in order."""
-    for node in model.graph:
+    """Every canonical attention node, in order; also those in branches."""
+    for node in model.graph.all_nodes():
         if (node.domain, node.op_type) == (DOMAIN, NAME):
             yield node
 

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 _NEW, _LATER, _OFFSETS = 3, 7, (4, 2)
+_OTHER = 11
 
 # operands that say how many, never which: (op, first such input)
 _SIZE_OPERANDS = {
@@ -75,7 +76,7 @@ def position_uses(model: ir.Model, batch: str, sequence: str) -> list[PositionUs
     Returns:
         The uses; a sentence in place of each value that cannot be evaluated.
     """
-    probes = [Probe(model, {batch: 2, sequence: count}) for count in (_NEW, _LATER)]
+    probes = [_probe(model, {batch: 2, sequence: count}) for count in (_NEW, _LATER)]
     found: list[PositionUse | str] = []
     for value in _met_by_data(model):
         try:
@@ -92,6 +93,16 @@ def position_uses(model: ir.Model, batch: str, sequence: str) -> list[PositionUs
         elif axes:
             found.append(PositionUse(value, axes[0]))
     return found
+
+
+def _probe(model: ir.Model, sizes: dict[str, int]) -> Probe:
+    """Inputs beside the tokens have as many rows, and lengths of their own."""
+    rows, others = next(iter(sizes.values())), dict[str, int]()
+    for value in model.graph.inputs:
+        for axis, dim in enumerate(value.shape or ()):
+            if isinstance(dim, ir.SymbolicDim):
+                others |= dict.fromkeys(dim.free_symbols(), _OTHER if axis else rows)
+    return Probe(model, others | sizes)
 
 
 def _met_by_data(model: ir.Model) -> list[ir.Value]:
@@ -141,14 +152,14 @@ def find_position_source(
     """
     total = max(_OFFSETS) + _NEW
     try:
-        whole = Probe(model, {batch: 1, sequence: total}).run(use.value)
+        whole = _probe(model, {batch: 1, sequence: total}).run(use.value)
     except ProbeFailure as failure:
         return f"'{use.value.name}' runs over the sequence and cannot be evaluated: {failure}"
     if whole.shape[use.axis] != total:
         return f"'{use.value.name}' does not run over the sequence as its shape says"
     if (whole == np.take(whole, [0], use.axis)).all():
         return None
-    probe = Probe(model, {batch: len(_OFFSETS), sequence: _NEW})
+    probe = _probe(model, {batch: len(_OFFSETS), sequence: _NEW})
     for source in _counting_values(probe, use.value):
         if _follows(probe, use, source.value, whole):
             return source

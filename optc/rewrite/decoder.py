@@ -19,7 +19,7 @@ from optc.ir.dependence import Reads, inputs_read
 from optc.ir.flash_attention import flash_attention_nodes, read_spec
 from optc.ir.interface import LENGTHS, TOKEN_INPUTS
 
-__all__ = ["Decoder", "read_decoder"]
+__all__ = ["Decoder", "heads_and_size", "past_input", "read_decoder"]
 
 _WHERE = "pass 'kv'"
 _INTEGERS = {ir.DataType.INT64, ir.DataType.INT32}
@@ -132,3 +132,23 @@ def _check_others(model: ir.Model, decoder: Decoder) -> None:
 
 def _axes(value: ir.Value) -> set[str]:
     return set(value.shape.free_symbols()) if value.shape is not None else set()
+
+
+def heads_and_size(value: ir.Value) -> tuple[int, int] | None:
+    """H and D of [B,H,T,D]; None where they are not numbers."""
+    if value.shape is None or len(value.shape) != 4:
+        return None
+    heads, size = value.shape[1], value.shape[3]
+    return (heads, size) if isinstance(heads, int) and isinstance(size, int) else None
+
+
+def past_input(
+    model: ir.Model, name: str, new: ir.Value, batch: str, tokens: int | str | None
+) -> ir.Value:
+    """A new input [B,H,tokens,D] of a graph, a cache of what `new` [B,H,S,D] is appended to."""
+    known = heads_and_size(new)
+    assert known is not None
+    heads, size = known
+    value = ir.Value(name=name, shape=ir.Shape([batch, heads, tokens, size]), type=new.type)
+    model.graph.inputs.append(value)
+    return value

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from optc.ir.dependence import Reads
+
 __all__ = ["computed_again", "encode_once", "encoder_in_line", "keep"]
 
 _PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Attention", "FlashAttention", "Einsum"}
@@ -25,16 +27,21 @@ _PRODUCTS |= {"LSTM", "GRU", "RNN", "Loop", "Scan", "If"}
 _NAME = "encode_once"
 
 
-def computed_again(model: ir.Model, kept: Sequence[ir.Value]) -> list[ir.Node]:
-    """Products that would still be computed at every call if `kept` were not.
+def computed_again(
+    model: ir.Model, kept: Sequence[ir.Value], tokens: ir.Value, reads: Reads
+) -> list[ir.Node]:
+    """Products of an encoder that a cache of `kept` does not save, as the decoder needs them too.
 
     Args:
         model: The model, in topological order; not changed.
         kept: Values that a cache is to hold.
+        tokens: The decoder's input.
+        reads: Which inputs each value depends on.
     """
     inside = _only_for(model, kept)
-    upstream = _upstream(kept)
-    return [n for n in model.graph if n in upstream - inside and n.op_type in _PRODUCTS]
+    read = {node: reads.get(node.outputs[0], frozenset()) for node in model.graph}
+    encoder = [node for node, inputs in read.items() if inputs and tokens not in inputs]
+    return [n for n in encoder if n.op_type in _PRODUCTS and n not in inside]
 
 
 def keep(
@@ -157,19 +164,6 @@ def _only_for(model: ir.Model, kept: Sequence[ir.Value]) -> set[ir.Node]:
         if node in roots or leads_there:
             inside.add(node)
     return inside
-
-
-def _upstream(values: Sequence[ir.Value]) -> set[ir.Node]:
-    found: set[ir.Node] = set()
-    stack = [value.producer() for value in values]
-    while stack:
-        node = stack.pop()
-        if node is None or node in found:
-            continue
-        found.add(node)
-        if node.op_type not in {"Shape", "Size"}:
-            stack += [value.producer() for value in node.inputs if value is not None]
-    return found
 
 
 def _is_empty(model: ir.Model, past: ir.Value, *, before: ir.Node) -> ir.Value:
