@@ -8,7 +8,7 @@ import numpy as np
 
 from optc.core.context import Array, Feeds
 from optc.core.session import Session
-from optc.ir.interface import LENGTHS, LOGITS, TOKENS, cache_ports, complete_feeds
+from optc.ir.interface import LENGTHS, LOGITS, TOKENS, cache_ports, complete_feeds, token_input
 from optc.parity.feeds import sample_feeds, token_feeds
 
 __all__ = ["most_likely", "pieces", "ragged_predictions", "run_in_pieces"]
@@ -34,16 +34,20 @@ def run_in_pieces(session: Session, sample: Feeds, names: Sequence[str]) -> dict
 
     Args:
         session: A graph with the cache interface.
-        sample: Inputs by name; those that have the axes of `input_ids` [B,S] are cut along S.
+        sample: Inputs by name; those that have the axes of the token input [B,S] are cut along S,
+            and of an encoder-decoder only the tokens: the encoder's inputs are fed every time.
         names: Outputs wanted; each [B,S,...].
 
     Returns:
         The outputs of all pieces, put together along S.
     """
     feeds = sample_feeds(session.inputs, sample)
-    batch, tokens = feeds[TOKENS].shape
+    name_of_tokens = token_input(feeds) or TOKENS
+    batch, tokens = feeds[name_of_tokens].shape
     caches = cache_ports(session.inputs)
     cut = {k: v for k, v in feeds.items() if k in sample and v.shape[:2] == (batch, tokens)}
+    if any(cache.is_cross for cache in caches):
+        cut = {name_of_tokens: feeds[name_of_tokens]}
     found: dict[str, list[Array]] = {name: [] for name in names}
     start = 0
     for size in pieces(tokens):

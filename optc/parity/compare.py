@@ -24,7 +24,7 @@ import numpy as np
 from optc.core.context import Array, Feeds, Progress, no_progress
 from optc.core.errors import SampleError
 from optc.core.session import Session
-from optc.ir.interface import LENGTHS, LOGITS, TOKENS, cache_ports
+from optc.ir.interface import LENGTHS, LOGITS, TOKENS, cache_ports, token_input
 from optc.ir.reference import Reference, Sample
 from optc.parity.cached import most_likely, ragged_predictions, run_in_pieces
 from optc.parity.feeds import capacity, sample_feeds, token_feeds, token_feeds_refusal
@@ -88,6 +88,7 @@ class _Comparison:
         self.progress = progress
         self.notes: list[str] = []
         self.cached = any(port.name == LENGTHS for port in session.inputs)
+        self.tokens = token_input(port.name for port in session.inputs) or TOKENS
         self.causal = self.cached or bool(reference.prompts)
         self.room = capacity(session.inputs)
 
@@ -112,8 +113,8 @@ class _Comparison:
         return metrics.worst(self._in_pieces([sample for _, sample in fitting]))
 
     def _in_pieces(self, samples: Sequence[Sample]) -> Metrics:
-        sample = max(samples, key=lambda s: s.inputs[TOKENS].shape[1])
-        shape = sample.inputs[TOKENS].shape
+        sample = max(samples, key=lambda s: s.inputs[self.tokens].shape[1])
+        shape = sample.inputs[self.tokens].shape
         expected = {k: v for k, v in sample.outputs.items() if v.shape[:2] == shape}
         pieces = Accumulator(causal=True)
         outputs = run_in_pieces(self.session, sample.inputs, tuple(expected))
@@ -130,13 +131,13 @@ class _Comparison:
 
     def _fitting_samples(self) -> list[tuple[int, Sample]]:
         samples = list(enumerate(self.reference.samples))
-        if self.cached and any(TOKENS not in sample.inputs for _, sample in samples):
-            raise SampleError(f"the graph has a cache, a sample has no '{TOKENS}'")
+        if self.cached and any(self.tokens not in sample.inputs for _, sample in samples):
+            raise SampleError(f"the graph has a cache, a sample has no '{self.tokens}'")
         if self.room is None:
             return samples
         kept = []
         for index, sample in samples:
-            tokens = sample.inputs[TOKENS].shape[1]
+            tokens = sample.inputs[self.tokens].shape[1]
             if tokens <= self.room:
                 kept.append((index, sample))
             else:

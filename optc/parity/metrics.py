@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from optc.core.context import Array, Feeds
-from optc.ir.interface import LOGITS, TOKENS
+from optc.ir.interface import LOGITS, TOKENS, token_input
 
 __all__ = ["Accumulator", "Metrics", "valid_positions"]
 
@@ -106,7 +106,9 @@ def _smaller_if_any(first: float | None, second: float | None) -> float | None:
 
 def valid_positions(inputs: Feeds) -> Array | None:
     """Which positions of [B,S] are not padding, from the input that is called a mask; or None."""
-    masks = (a for name, a in inputs.items() if "mask" in name.lower() and a.ndim == 2)
+    side = "" if token_input(inputs) in (None, TOKENS) else "decoder"  # the encoder has its own
+    named = (a for n, a in inputs.items() if "mask" in n.lower() and n.startswith(side))
+    masks = (mask for mask in named if mask.ndim == 2)
     return next((mask != 0 for mask in masks if mask.dtype.kind in "iub"), None)
 
 
@@ -285,7 +287,7 @@ def _blocks(array: Array, valid: Array | None) -> Iterator[Array]:
 
 def _following_tokens(name: str, logits: Array, inputs: Mapping[str, Array]) -> Array | None:
     """The token after each position [B*S], -1 where unknown; None if these are no such logits."""
-    tokens = inputs.get(TOKENS)
+    tokens = inputs.get(token_input(inputs) or TOKENS)
     if name != LOGITS or tokens is None or logits.ndim != 3:
         return None
     if tokens.dtype.kind != "i" or tokens.shape != logits.shape[:2]:

@@ -85,6 +85,7 @@ def _present_shape(past: ir.Value) -> ir.Shape:
 
 def encode_once(model: ir.Model, kept: Sequence[ir.Node]) -> None:
     """Move what the nodes of `keep`, and nothing else, need into a branch that a cache skips."""
+    common.RemoveUnusedNodesPass()(model)  # what is read by nobody would be held outside by it
     common.TopologicalSortPass()(model)
     news = [_input(node, 1) for node in kept]
     inside = [node for node in model.graph if node in _only_for(model, news)]

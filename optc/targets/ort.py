@@ -16,6 +16,7 @@ from optc.core.session import Port
 from optc.ir.interface import ports
 from optc.ir.load import load_model
 from optc.ir.save import save_model
+from optc.rewrite.encode_once import encoder_in_line
 from optc.targets.base import Target
 from optc.targets.evaluate import check_file
 from optc.targets.ort_attention import attention_facts, lower_attention
@@ -56,9 +57,10 @@ class Ort(Target):
     def lower(self, model: ir.Model) -> ir.Model:
         """A copy with attention and quantised products as the runtime's kernels, nothing unused."""
         lowered = model.clone()
-        lower_attention(lowered)
-        lower_norms(lowered)
-        lower_quant(lowered)
+        with encoder_in_line(lowered):
+            lower_attention(lowered)
+            lower_norms(lowered)
+            lower_quant(lowered)
         common.RemoveUnusedNodesPass()(lowered)
         common.RemoveUnusedFunctionsPass()(lowered)  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass()(lowered)
