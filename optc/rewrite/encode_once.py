@@ -19,6 +19,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from optc.ir.dependence import Reads
+from optc.ir.interface import cache_ports, ports
 
 __all__ = ["computed_again", "encode_once", "encoder_in_line", "keep"]
 
@@ -124,12 +125,13 @@ def encoder_in_line(model: ir.Model) -> Iterator[None]:
 
 
 def _encodes_once(node: ir.Node) -> bool:
-    """Whether it is an `If` that hands inputs of the graph through in the one case."""
+    """Whether it is an `If` that hands caches of an encoder through in the one case."""
     if node.op_type != "If" or node.domain:
         return False
     other = list(node.attributes["else_branch"].as_graph())
     pasts = [n.inputs[0] for n in other if n.op_type == "Identity"]
-    return len(pasts) == len(other) and all(v is not None and v.is_graph_input() for v in pasts)
+    caches = cache_ports(ports(v for v in pasts if v is not None and v.is_graph_input()))
+    return len(caches) == len(other) and all(cache.is_cross for cache in caches)
 
 
 def _put_in_line(model: ir.Model, node: ir.Node) -> list[ir.Node]:
