@@ -3,9 +3,12 @@
 1. Every attention must be canonical and causal; each gets past keys and values as inputs and gives
    the updated ones as outputs.
 2. The input `cache_lengths` [B] says how many tokens of each row are in the cache before the call.
-3. Whatever counts positions from 0 now counts from `cache_lengths` (`optc.ir.positions`).
+3. Whatever counts positions from 0 now counts from `cache_lengths`, and masks over positions reach
+   over all keys (`optc.rewrite.cache_positions`).
 4. Keys and values that come from an encoder are kept as they are, and the encoder is run only where
    that cache is empty (`optc.rewrite.encode_once`).
+5. The inputs `attention_mask` and `position_ids` go, where they say no more than lengths do
+   (`optc.ir.stand_ins`). Others stay if they are [B,S,..], one entry per token.
 
 The pass is all or nothing: a graph with a cache on some sites only would be wrong.
 """
@@ -28,15 +31,11 @@ from optc.ir.flash_attention import (
     read_spec,
     remove_unused_overloads,
 )
-from optc.ir.interface import LENGTHS, LOGITS, past_name, present_name
+from optc.ir.interface import LENGTHS, LOGITS, PADDING, POSITIONS, past_name, present_name
 from optc.ir.mixing import mixing_nodes
-from optc.ir.positions import (
-    PositionSource,
-    find_position_source,
-    forget_shapes_after,
-    position_uses,
-)
-from optc.ir.probe import ancestors
+from optc.ir.recount import TokenAxes
+from optc.ir.stand_ins import StandIns, padding_problem
+from optc.rewrite.cache_positions import CachePositions
 from optc.rewrite.cross_attention import cross_refusals, keep_encoded
 from optc.rewrite.decoder import Decoder, heads_and_size, past_input, read_decoder
 
@@ -65,7 +64,7 @@ class KV(Pass):
             raise UsageError("a growing cache has no size", where="kv:max", remedy="drop max")
 
     def requires(self, model: ir.Model, ctx: Context) -> None:
-        """The graph is a decoder over `input_ids` whose attention is canonical."""
+        """The graph is a decoder over token ids whose attention is canonical."""
         if not any(True for _ in flash_attention_nodes(model)):
             raise UnsupportedError(
                 "the graph has no canonical attention",
@@ -85,45 +84,60 @@ class KV(Pass):
             return PassResult(notes=("the graph has a cache already",))
         common.TopologicalSortPass()(model)
         decoder = read_decoder(model)
-        nodes = [*decoder.own, *decoder.cross]
-        if not all(ctx.wants(str(node.outputs[0].name)) for node in nodes):
+        if not all(ctx.wants(site) for site in _sites(decoder)):
             return PassResult(notes=("a cache on some sites only would be wrong",))
-        refusals = _refusals(model, decoder)
-        sources, problems = _position_sources(model, decoder.batch, decoder.sequence)
-        refusals += [Refusal("positions", problem) for problem in problems]
-        refusals += [
-            Refusal(
-                str(n.outputs[0].name), f"this {n.op_type} combines tokens, which a cache hides"
-            )
-            for n in mixing_nodes(model, decoder.sequence)
-        ]
+        axes = decoder.axes
+        refusals = _input_refusals(model, decoder) + _refusals(decoder)
+        refusals += cross_refusals(model, decoder)
         if refusals:
             return PassResult(refusals=tuple(refusals))
-        return self._rewrite(model, decoder, sources)
+        stand_ins = _stand_in(model, decoder)
+        lengths = ir.val(LENGTHS, ir.DataType.INT64, [axes.batch])
+        positions = CachePositions(model, axes, lengths, decoder.tokens)
+        refusals += positions.prepare(decoder.own, self.max, decoder.beside)
+        refusals += _mixing_refusals(model, axes)
+        if refusals:
+            positions.discard()
+            stand_ins.undo()
+            return PassResult(refusals=tuple(refusals))
+        return self._rewrite(model, decoder, lengths, positions)
 
     def _rewrite(
-        self, model: ir.Model, decoder: Decoder, sources: list[PositionSource]
+        self, model: ir.Model, decoder: Decoder, lengths: ir.Value, positions: CachePositions
     ) -> PassResult:
-        lengths = ir.val(LENGTHS, ir.DataType.INT64, [decoder.batch])
-        model.graph.inputs.append(lengths)
+        sites = _sites(decoder)
+        masks = positions.keep()
+        model.graph.inputs.insert(1 + model.graph.inputs.index(decoder.tokens), lengths)
         valid = _insert_lengths(model, decoder.tokens, lengths)
-        for source in sources:
-            forget_shapes_after(model, source.value)
-            _insert_positions(model, lengths, source)
-        sites = tuple(str(node.outputs[0].name) for node in (*decoder.own, *decoder.cross))
-        prefix = "decoder." if decoder.cross else ""
         for index, node in enumerate(decoder.own):
-            self._rewrite_site(model, decoder.batch, node, index, prefix, valid)
+            self._rewrite_site(model, decoder, index, valid, masks.get(node))
+        self._count_keys(model, decoder, positions.keys, valid)
         if decoder.cross:
+            common.TopologicalSortPass()(model)
             keep_encoded(model, decoder)
         remove_unused_overloads(model)
         common.RemoveUnusedNodesPass()(model)
         common.TopologicalSortPass()(model)
         common.ShapeInferencePass()(model)
-        notes = [f"positions follow {LENGTHS} at {len(sources)} place(s)"]
+        notes = [f"positions follow {LENGTHS} at {positions.places} place(s)"]
         if decoder.cross:
             notes.append(f"the encoder is run once, for {len(decoder.cross)} sites")
         return PassResult(sites, notes=tuple(notes), details={"layout": self._layout()})
+
+    def _count_keys(
+        self, model: ir.Model, decoder: Decoder, keys: ir.Value, valid: ir.Value
+    ) -> None:
+        """What is counted as keys after the call: as many as `present` has."""
+        name = past_name(0, _part(decoder, "key"))
+        past = next(value for value in model.graph.inputs if value.name == name)
+        made = ir.node("Shape", [past], {"start": 2, "end": 3})
+        nodes = [made]
+        if self._layout() == "concat":
+            most = ir.node("ReduceMax", [valid], {"keepdims": 1})
+            made = ir.node("Max", [made.outputs[0], most.outputs[0]])
+            nodes += [most, made]
+        model.graph.insert_before(model.graph[0], nodes)
+        ir.convenience.replace_all_uses_with(keys, made.outputs[0])
 
     def _layout(self) -> str:
         if self.layout != "auto":
@@ -133,20 +147,21 @@ class KV(Pass):
     def _rewrite_site(
         self,
         model: ir.Model,
-        batch: str,
-        node: ir.Node,
+        decoder: Decoder,
         index: int,
-        prefix: str,
         valid: ir.Value,
+        mask: ir.Value | None,
     ) -> None:
-        named = dict(zip(INPUTS, node.inputs, strict=False))
+        node, batch = decoder.own[index], decoder.axes.batch
+        named = dict(zip(INPUTS, node.inputs, strict=False)) | {"mask": mask}
         inputs = {key: value for key, value in named.items() if value is not None}
         tokens = self.max if self._layout() == "static" else "past_sequence"
         for part in ("key", "value"):
-            name = past_name(index, f"{prefix}{part}")
+            name = past_name(index, _part(decoder, part))
             inputs[f"past_{part}"] = past_input(model, name, inputs[part], batch, tokens)
         inputs["lengths"] = valid
         spec = dataclasses.replace(read_spec(node), cache=self._layout(), lengths=True)
+        spec = spec if mask is not None else dataclasses.replace(spec, mask="")
         old = node.outputs[0]
         cached = add_flash_attention(model, spec, inputs, name=str(old.name))
         cached.outputs[0].shape, cached.outputs[0].type = old.shape, old.type
@@ -155,7 +170,7 @@ class KV(Pass):
         old.name = f"{old.name}_uncached"
         model.graph.remove(node, safe=True)
         for output, part in zip(cached.outputs[1:], ("key", "value"), strict=True):
-            output.name = present_name(index, f"{prefix}{part}")
+            output.name = present_name(index, _part(decoder, part))
             model.graph.outputs.append(output)
 
     def ensures(self, model: ir.Model, result: PassResult) -> None:
@@ -165,7 +180,53 @@ class KV(Pass):
             raise PassContractError("only some sites have a cache", where=self.name)
 
 
-def _refusals(model: ir.Model, decoder: Decoder) -> list[Refusal]:
+def _sites(decoder: Decoder) -> tuple[str, ...]:
+    return tuple(str(node.outputs[0].name) for node in (*decoder.own, *decoder.cross))
+
+
+def _part(decoder: Decoder, part: str) -> str:
+    return f"decoder.{part}" if decoder.cross else part
+
+
+def _role(decoder: Decoder, value: ir.Value) -> str:
+    """What an input is called, without the word that tells it from the encoder's."""
+    return str(value.name).removeprefix("decoder_" if decoder.cross else "")
+
+
+def _input_refusals(model: ir.Model, decoder: Decoder) -> list[Refusal]:
+    """Inputs besides the tokens: derived ones, and those with one entry per token."""
+    axes, tokens, found = decoder.axes, decoder.tokens.name, []
+    for value in decoder.companions:
+        names = [d.value if isinstance(d, ir.SymbolicDim) else None for d in value.shape or ()]
+        reason = ""
+        if names[:2] != [axes.batch, axes.sequence]:
+            reason = f"the input is {value.shape}, not one entry per token of '{tokens}'"
+        elif _role(decoder, value) == PADDING:
+            reason = padding_problem(model, value, axes)
+        if reason:
+            found.append(Refusal(str(value.name), reason))
+    return found
+
+
+def _stand_in(model: ir.Model, decoder: Decoder) -> StandIns:
+    stand_ins = StandIns(model, decoder.tokens)
+    for value in decoder.companions:
+        if _role(decoder, value) == PADDING:
+            stand_ins.ones(value)
+        elif _role(decoder, value) == POSITIONS:
+            stand_ins.positions(value)
+    return stand_ins
+
+
+def _mixing_refusals(model: ir.Model, axes: TokenAxes) -> list[Refusal]:
+    reason = "this {} combines tokens, which a cache hides"
+    return [
+        Refusal(str(node.outputs[0].name), reason.format(node.op_type))
+        for node in mixing_nodes(model, axes.sequence)
+    ]
+
+
+def _refusals(decoder: Decoder) -> list[Refusal]:
     found = []
     for node in decoder.own:
         spec, key = read_spec(node), node.inputs[1]
@@ -173,35 +234,13 @@ def _refusals(model: ir.Model, decoder: Decoder) -> list[Refusal]:
         reason = ""
         if not spec.causal:
             reason = "the attention is not causal, so it cannot be computed token by token"
-        elif spec.mask:
-            reason = "it has a mask that is not only causal"
         elif key is None or shape is None or heads_and_size(key) is None:
             reason = "the number and size of its key heads are not known"
-        elif not isinstance(shape[2], ir.SymbolicDim) or shape[2].value != decoder.sequence:
+        elif not isinstance(shape[2], ir.SymbolicDim) or shape[2].value != decoder.axes.sequence:
             reason = f"its keys do not come from '{decoder.tokens.name}'"
         if reason:
             found.append(Refusal(str(node.outputs[0].name), reason))
-    return found + cross_refusals(model, decoder)
-
-
-def _position_sources(
-    model: ir.Model, batch: str, sequence: str
-) -> tuple[list[PositionSource], list[str]]:
-    """Where positions come from, and what stands in the way."""
-    sources: dict[PositionSource, None] = {}
-    problems: list[str] = []
-    for use in position_uses(model, batch, sequence):
-        found = use if isinstance(use, str) else find_position_source(model, use, batch, sequence)
-        if isinstance(found, str):
-            problems.append(found)
-        elif found is not None:
-            sources.setdefault(found)
-    values = {source.value for source in sources}
-    for value in values:
-        if others := (ancestors(value) & values) - {value}:
-            names = ", ".join(str(v.name) for v in others)
-            problems.append(f"positions come from both '{value.name}' and {names} before it")
-    return list(sources), problems
+    return found
 
 
 def _insert_lengths(model: ir.Model, tokens: ir.Value, lengths: ir.Value) -> ir.Value:
@@ -212,17 +251,3 @@ def _insert_lengths(model: ir.Model, tokens: ir.Value, lengths: ir.Value) -> ir.
     valid = total.outputs[0]
     valid.name, valid.dtype, valid.shape = "valid_lengths", ir.DataType.INT64, lengths.shape
     return valid
-
-
-def _insert_positions(model: ir.Model, lengths: ir.Value, source: PositionSource) -> None:
-    """Every use of the source [1|B,..,S,..] gets it plus `cache_lengths[b]` instead."""
-    value = source.value
-    at, uses = value.producer(), list(value.uses())
-    assert at is not None
-    axes = ir.node("Constant", [], {"value_ints": list(range(1, source.rank))})
-    offsets = ir.node("Unsqueeze", [lengths, axes.outputs[0]])
-    whole = ir.node("Cast", [offsets.outputs[0]], {"to": value.dtype or ir.DataType.INT64})
-    total = ir.node("Add", [whole.outputs[0], value])
-    model.graph.insert_after(at, [axes, offsets, whole, total])
-    for use in uses:
-        use.node.replace_input_with(use.idx, total.outputs[0])

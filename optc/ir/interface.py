@@ -25,6 +25,8 @@ from optc.core.session import Port
 __all__ = [
     "LENGTHS",
     "LOGITS",
+    "PADDING",
+    "POSITIONS",
     "TOKENS",
     "TOKEN_INPUTS",
     "CachePort",
@@ -40,6 +42,8 @@ TOKENS = "input_ids"
 TOKEN_INPUTS = ("decoder_input_ids", TOKENS)
 LENGTHS = "cache_lengths"
 LOGITS = "logits"
+PADDING = "attention_mask"
+POSITIONS = "position_ids"
 
 
 def token_input(names: Iterable[str]) -> str | None:

@@ -32,7 +32,7 @@ def cross_refusals(model: ir.Model, decoder: Decoder) -> list[Refusal]:
     if not decoder.cross:
         return []
     found = [Refusal(str(n.outputs[0].name), _refusal(n, decoder)) for n in decoder.cross]
-    again = computed_again(model, _encoded(decoder), decoder.tokens, decoder.reads)
+    again = computed_again(model, _encoded(decoder), decoder.beside)
     reason = "the decoder uses it of the encoder besides keys and values, at every call"
     return [r for r in found if r.reason] + [
         Refusal(str(node.outputs[0].name), reason) for node in again
@@ -50,8 +50,8 @@ def _refusal(node: ir.Node, decoder: Decoder) -> str:
         value = named[part]
         if value is None or heads_and_size(value) is None:
             return "the number and size of its key heads are not known"
-        if value.shape is not None and decoder.sequence in value.shape.free_symbols():
-            return "the number of its keys depends on the number of tokens"
+        if value.shape is not None and decoder.axes.sequence in value.shape.free_symbols():
+            return "its keys are as many as there are tokens, or an axis of theirs has that name"
     return ""
 
 
@@ -71,7 +71,7 @@ def keep_encoded(model: ir.Model, decoder: Decoder) -> None:
     news = _encoded(decoder)
     names = [(i, f"encoder.{part}") for i in range(len(decoder.cross)) for part in _PARTS]
     pasts = [
-        past_input(model, past_name(*name), new, decoder.batch, "past_encoder_sequence")
+        past_input(model, past_name(*name), new, decoder.axes.batch, "past_encoder_sequence")
         for name, new in zip(names, news, strict=True)
     ]
     encode_once(model, keep(model, news, pasts, [present_name(*name) for name in names]))

@@ -10,14 +10,15 @@ The tokens are the integer input [B,S] that the keys of causal attention depend 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
 from optc.core.errors import UnsupportedError
 from optc.ir.dependence import Reads, inputs_read
 from optc.ir.flash_attention import flash_attention_nodes, read_spec
-from optc.ir.interface import LENGTHS, TOKEN_INPUTS
+from optc.ir.interface import TOKEN_INPUTS
+from optc.ir.recount import TokenAxes
 
 __all__ = ["Decoder", "heads_and_size", "past_input", "read_decoder"]
 
@@ -34,29 +35,24 @@ class Decoder:
         reads: Which inputs each value depends on.
         own: Attention among the tokens, canonical nodes in graph order.
         cross: Attention from the tokens to an encoder, likewise.
+        beside: Nodes that depend on inputs, and not on the tokens: the encoder.
+        others: The other inputs of the graph.
     """
 
     tokens: ir.Value
     reads: Reads
     own: tuple[ir.Node, ...]
     cross: tuple[ir.Node, ...]
+    beside: frozenset[ir.Node]
+    others: tuple[ir.Value, ...]
 
     @property
-    def batch(self) -> str:
-        """Symbol of the batch."""
-        return self._symbols[0]
-
-    @property
-    def sequence(self) -> str:
-        """Symbol of the number of tokens.
+    def axes(self) -> TokenAxes:
+        """The axes of the tokens, and of the other inputs.
 
         Raises:
             UnsupportedError: The axes of the tokens are not free, or one name is on both.
         """
-        return self._symbols[1]
-
-    @property
-    def _symbols(self) -> tuple[str, str]:
         shape = self.tokens.shape
         names = [d.value if isinstance(d, ir.SymbolicDim) else None for d in shape or ()]
         if len(names) != 2 or names[0] is None or names[1] is None or names[0] == names[1]:
@@ -65,23 +61,42 @@ class Decoder:
                 where=_WHERE,
                 remedy="export with dynamic batch and sequence",
             )
-        return names[0], names[1]
+        shapes = [list(v.shape or ()) for v in self.others]
+        batches = _symbols(dims[0] for dims in shapes if dims) - set(names)
+        more = _symbols(dim for dims in shapes for dim in dims[1:]) - batches - set(names)
+        return TokenAxes(names[0], names[1], tuple(sorted(batches)), tuple(sorted(more)))
+
+    @property
+    def companions(self) -> tuple[ir.Value, ...]:
+        """Other inputs that are about the tokens: all, or those with their axis beside an encoder.
+
+        Raises:
+            UnsupportedError: See `axes`.
+        """
+        if not self.cross:
+            return self.others
+        return tuple(v for v in self.others if self.axes.sequence in _symbols(v.shape or ()))
+
+
+def _symbols(dims: Iterable[int | ir.SymbolicDim]) -> set[str]:
+    return {s for dim in dims if isinstance(dim, ir.SymbolicDim) for s in dim.free_symbols()}
 
 
 def read_decoder(model: ir.Model) -> Decoder:
     """Sort the canonical attention of the main graph.
 
     Raises:
-        UnsupportedError: There is no token input, or an input that is not understood.
+        UnsupportedError: There is no token input.
     """
     nodes = [node for node in flash_attention_nodes(model) if node.graph is model.graph]
     reads = inputs_read(model)
     tokens = _token_input(model, nodes, reads)
     own = tuple(n for n in nodes if any(tokens in reads.get(v, ()) for v in n.inputs[1:3]))
     cross = tuple(n for n in nodes if n not in own and _is_cross(n, tokens, reads))
-    decoder = Decoder(tokens, reads, own, cross)
-    _check_others(model, decoder)
-    return decoder
+    read = {node: reads.get(node.outputs[0], frozenset()) for node in model.graph}
+    beside = frozenset(n for n, inputs in read.items() if cross and inputs and tokens not in inputs)
+    others = tuple(v for v in model.graph.inputs if v.const_value is None and v is not tokens)
+    return Decoder(tokens, reads, own, cross, beside, others)
 
 
 def _is_cross(node: ir.Node, tokens: ir.Value, reads: Reads) -> bool:
@@ -110,28 +125,6 @@ def _token_input(model: ir.Model, nodes: Sequence[ir.Node], reads: Reads) -> ir.
 
 def _is_tokens(value: ir.Value) -> bool:
     return value.dtype in _INTEGERS and value.shape is not None and len(value.shape) == 2
-
-
-def _check_others(model: ir.Model, decoder: Decoder) -> None:
-    """Other inputs may say what the encoder reads; what runs along the tokens is not known."""
-    inputs = [v for v in model.graph.inputs if v.const_value is None and v is not decoder.tokens]
-    if any(v.name == LENGTHS for v in inputs):
-        return
-    along = [v for v in inputs if not decoder.cross or decoder.sequence in _axes(v)]
-    if not along:
-        return
-    names = ", ".join(str(v.name) for v in along)
-    if decoder.cross:
-        problem = f"an axis of {names} has the name of the tokens' axis, '{decoder.sequence}'"
-        remedy = "give the encoder's axes names of their own, or export without the input"
-    else:
-        problem = f"inputs besides '{decoder.tokens.name}' are not understood yet: {names}"
-        remedy = "export without them"
-    raise UnsupportedError(problem, where=_WHERE, remedy=remedy)
-
-
-def _axes(value: ir.Value) -> set[str]:
-    return set(value.shape.free_symbols()) if value.shape is not None else set()
 
 
 def heads_and_size(value: ir.Value) -> tuple[int, int] | None:

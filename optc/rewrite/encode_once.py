@@ -13,12 +13,11 @@ by one `Concat(past, new)` per cache, which is the same for a first call, and pu
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from optc.ir.dependence import Reads
 from optc.ir.interface import cache_ports, ports
 
 __all__ = ["computed_again", "encode_once", "encoder_in_line", "keep"]
@@ -29,20 +28,18 @@ _NAME = "encode_once"
 
 
 def computed_again(
-    model: ir.Model, kept: Sequence[ir.Value], tokens: ir.Value, reads: Reads
+    model: ir.Model, kept: Sequence[ir.Value], encoder: Container[ir.Node]
 ) -> list[ir.Node]:
     """Products of an encoder that a cache of `kept` does not save, as the decoder needs them too.
 
     Args:
         model: The model, in topological order; not changed.
         kept: Values that a cache is to hold.
-        tokens: The decoder's input.
-        reads: Which inputs each value depends on.
+        encoder: What does not depend on the decoder's tokens.
     """
     inside = _only_for(model, kept)
-    read = {node: reads.get(node.outputs[0], frozenset()) for node in model.graph}
-    encoder = [node for node, inputs in read.items() if inputs and tokens not in inputs]
-    return [n for n in encoder if n.op_type in _PRODUCTS and n not in inside]
+    products = [node for node in model.graph if node.op_type in _PRODUCTS and node in encoder]
+    return [node for node in products if node not in inside]
 
 
 def keep(

@@ -163,10 +163,9 @@ def test_refuses_attention_across_that_hides_by_distance(graph):
     assert reasons(model) == ["it hides keys of another input by their distance"]
 
 
-def test_refuses_keys_whose_number_depends_on_the_tokens(graph):
-    text = encoder_decoder(target="length")
-    with pytest.raises(UnsupportedError, match="names of their own"):
-        KV().requires(fused(graph, text), Context())
+def test_refuses_an_encoder_whose_axis_has_the_name_of_the_tokens_axis(graph):
+    (reason,) = reasons(fused(graph, encoder_decoder(target="length")))
+    assert reason == "its keys are as many as there are tokens, or an axis of theirs has that name"
 
 
 def test_says_which_input_it_looked_for(graph):
