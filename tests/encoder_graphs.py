@@ -18,7 +18,11 @@ _WEIGHTS = [f"w{part}{name}" for part in "eos" for name in "qkv"]
 
 
 def encoder_decoder(
-    *, mask: bool = False, more: str = "z = Add(x3, y3)", target: str = "target"
+    *,
+    mask: bool = False,
+    more: str = "z = Add(x3, y3)",
+    target: str = "target",
+    across: tuple[str, str] = ("", ""),
 ) -> str:
     """`input_ids` and `decoder_input_ids` to `logits`, width 16, 2 heads, learned positions.
 
@@ -26,6 +30,7 @@ def encoder_decoder(
         mask: Whether there is an `attention_mask` over the encoder's keys.
         more: What makes `z` [B,S,16] of the decoder (`x3`, `y3`) and the encoder (`memory`).
         target: Name of the axis of the decoder's tokens.
+        across: Name of another mask of the attention across, and the nodes that make it.
     """
     ones = ", int64[batch,length] attention_mask" if mask else ""
     weights = "".join(f", float[16,16] {name}" for name in _WEIGHTS)
@@ -45,7 +50,8 @@ agraph (int64[batch,length] input_ids, int64[batch,{target}] decoder_input_ids{o
     {_embedded("text", "decoder_input_ids")}
     {_attention("o", "text", "text", "", "is_causal = 1")}
     x3 = Add(text, yo)
-    {_attention("s", "x3", "memory", "" if not mask else "seen", "")}
+    {across[1]}
+    {_attention("s", "x3", "memory", across[0] or ("" if not mask else "seen"), "")}
     y3 = Identity(ys)
     {more}
     logits = MatMul(z, head)

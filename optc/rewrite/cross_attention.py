@@ -3,7 +3,7 @@
 What stands in the way is said per site:
 
 1. A cross site hides later keys, or keys by distance: neither means anything across.
-2. Its keys or values, or its mask, depend on the tokens.
+2. Its keys or values, or its mask, depend on the tokens or on their positions.
 3. The decoder uses something else of the encoder, which would be computed again at every call.
 """
 
@@ -14,12 +14,15 @@ import onnx_ir as ir
 from optc.core.base import Refusal
 from optc.ir.flash_attention import INPUTS, read_spec
 from optc.ir.interface import past_name, present_name
+from optc.ir.probe import Probe, ProbeFailure
+from optc.ir.recount import TokenAxes
 from optc.rewrite.decoder import Decoder, heads_and_size, past_input
 from optc.rewrite.encode_once import computed_again, encode_once, keep
 
 __all__ = ["cross_refusals", "keep_encoded"]
 
 _PARTS = ("key", "value")
+_TOKENS = 7
 
 
 def cross_refusals(model: ir.Model, decoder: Decoder) -> list[Refusal]:
@@ -31,7 +34,7 @@ def cross_refusals(model: ir.Model, decoder: Decoder) -> list[Refusal]:
     """
     if not decoder.cross:
         return []
-    found = [Refusal(str(n.outputs[0].name), _refusal(n, decoder)) for n in decoder.cross]
+    found = [Refusal(str(n.outputs[0].name), _refusal(model, n, decoder)) for n in decoder.cross]
     again = computed_again(model, _encoded(decoder), decoder.beside)
     reason = "the decoder uses it of the encoder besides keys and values, at every call"
     return [r for r in found if r.reason] + [
@@ -39,20 +42,32 @@ def cross_refusals(model: ir.Model, decoder: Decoder) -> list[Refusal]:
     ]
 
 
-def _refusal(node: ir.Node, decoder: Decoder) -> str:
-    spec = read_spec(node)
+def _refusal(model: ir.Model, node: ir.Node, decoder: Decoder) -> str:
+    spec, axes = read_spec(node), decoder.axes
     named = dict(zip(INPUTS, node.inputs, strict=False))
     if spec.causal or spec.window:
         return "it hides keys of another input by their distance"
-    if decoder.tokens in decoder.reads.get(named.get("mask"), frozenset()):
+    mask = named.get("mask")
+    if decoder.tokens in decoder.reads.get(mask, frozenset()):
         return "its mask depends on the tokens"
+    if mask is not None and not decoder.reads.get(mask) and not _is_same_for_all(model, mask, axes):
+        return "its mask depends on the positions of the tokens, or cannot be evaluated"
     for part in _PARTS:
         value = named[part]
         if value is None or heads_and_size(value) is None:
             return "the number and size of its key heads are not known"
-        if value.shape is not None and decoder.axes.sequence in value.shape.free_symbols():
+        if value.shape is not None and axes.sequence in value.shape.free_symbols():
             return "its keys are as many as there are tokens, or an axis of theirs has that name"
     return ""
+
+
+def _is_same_for_all(model: ir.Model, mask: ir.Value, axes: TokenAxes) -> bool:
+    """Whether a mask [.., S, T] that depends on sizes only shows all queries the same."""
+    try:
+        shown = Probe(model, axes.sizes(_TOKENS)).run(mask)
+    except ProbeFailure:
+        return False
+    return bool((shown == shown[..., :1, :]).all())
 
 
 def _encoded(decoder: Decoder) -> list[ir.Value]:

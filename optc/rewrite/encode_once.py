@@ -86,7 +86,8 @@ def encode_once(model: ir.Model, kept: Sequence[ir.Node]) -> None:
     common.RemoveUnusedNodesPass()(model)  # what is read by nobody would be held outside by it
     common.TopologicalSortPass()(model)
     news = [_input(node, 1) for node in kept]
-    inside = [node for node in model.graph if node in _only_for(model, news)]
+    only = _only_for(model, news)
+    inside = [node for node in model.graph if node in only]
     pasts = [_input(node, 0) for node in kept]
     first = kept[0]
     condition = _is_empty(model, pasts[0], before=first)

@@ -163,6 +163,32 @@ def test_refuses_attention_across_that_hides_by_distance(graph):
     assert reasons(model) == ["it hides keys of another input by their distance"]
 
 
+NEAR = """
+    second = Constant<value_ints = [1]>()
+    rows = Unsqueeze(text_range, second)
+    counted = Mul(rows, one)
+    ahead = Sub(source_range, counted)
+    reach = Constant<value_int = 2>()
+    near = LessOrEqual(ahead, reach)
+"""
+
+
+def test_refuses_a_mask_across_that_goes_by_the_positions_of_the_tokens(graph):
+    (reason,) = reasons(fused(graph, encoder_decoder(across=("near", NEAR))))
+    assert reason == "its mask depends on the positions of the tokens, or cannot be evaluated"
+
+
+def test_a_mask_across_that_is_the_same_for_all_tokens_stays(graph, run, feeds):
+    text = encoder_decoder(across=("near", NEAR.replace("Mul(rows, one)", "Mul(rows, zero)")))
+    plain, model = fused(graph, text), with_cache(graph, text)
+    whole = run(plain, given_to(plain, feeds))["logits"]
+    caches = {}
+    for at in range(4):
+        new = feeds["decoder_input_ids"][:, at : at + 1]
+        logits, caches = call(run, model, feeds, new, [at] * 3, caches)
+        np.testing.assert_allclose(logits, whole[:, at : at + 1], atol=2e-5)
+
+
 def test_refuses_an_encoder_whose_axis_has_the_name_of_the_tokens_axis(graph):
     (reason,) = reasons(fused(graph, encoder_decoder(target="length")))
     assert reason == "its keys are as many as there are tokens, or an axis of theirs has that name"
