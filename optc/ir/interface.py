@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from optc.core.context import Array, Feeds
 from optc.core.session import Port
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = [
     "LENGTHS",
