@@ -33,6 +33,7 @@ from optc.ir.flash_attention import (
 )
 from optc.ir.interface import LENGTHS, LOGITS, PADDING, POSITIONS, past_name, present_name
 from optc.ir.mixing import mixing_nodes
+from optc.ir.padding_ids import PaddingIds
 from optc.ir.recount import TokenAxes
 from optc.ir.stand_ins import StandIns, padding_problem
 from optc.rewrite.cache_positions import CachePositions
@@ -91,19 +92,27 @@ class KV(Pass):
         refusals += cross_refusals(model, decoder)
         if refusals:
             return PassResult(refusals=tuple(refusals))
-        stand_ins = _stand_in(model, decoder)
+        stand_ins, padding = _stand_in(model, decoder), PaddingIds(model, decoder.tokens, axes)
+        ids = padding.replace()
         lengths = ir.val(LENGTHS, ir.DataType.INT64, [axes.batch])
         positions = CachePositions(model, axes, lengths, decoder.tokens)
         refusals += positions.prepare(decoder.own, self.max, decoder.beside)
         refusals += _mixing_refusals(model, axes)
         if refusals:
             positions.discard()
+            padding.undo()
             stand_ins.undo()
             return PassResult(refusals=tuple(refusals))
-        return self._rewrite(model, decoder, lengths, positions)
+        notes = [f"token {token} is taken for padding, at the end of rows" for token in ids]
+        return self._rewrite(model, decoder, lengths, positions, notes)
 
     def _rewrite(
-        self, model: ir.Model, decoder: Decoder, lengths: ir.Value, positions: CachePositions
+        self,
+        model: ir.Model,
+        decoder: Decoder,
+        lengths: ir.Value,
+        positions: CachePositions,
+        notes: list[str],
     ) -> PassResult:
         sites = _sites(decoder)
         masks = positions.keep()
@@ -119,7 +128,7 @@ class KV(Pass):
         common.RemoveUnusedNodesPass()(model)
         common.TopologicalSortPass()(model)
         common.ShapeInferencePass()(model)
-        notes = [f"positions follow {LENGTHS} at {positions.places} place(s)"]
+        notes = [f"positions follow {LENGTHS} at {positions.places} place(s)", *notes]
         if decoder.cross:
             notes.append(f"the encoder is run once, for {len(decoder.cross)} sites")
         return PassResult(sites, notes=tuple(notes), details={"layout": self._layout()})
