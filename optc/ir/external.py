@@ -62,8 +62,11 @@ class ExternalFiles:
             raise ModelFileError(problem, where=str(self.path), remedy="copy the file again")
 
 
-def check_external_data(path: Path) -> None:
+def check_external_data(path: Path) -> onnx.ModelProto:
     """Check every external tensor of an ONNX file; its data is not read.
+
+    Returns:
+        The file's content, without that data.
 
     Raises:
         ModelFileError: Missing file, not ONNX, or data outside the folder, missing or truncated.
@@ -79,6 +82,7 @@ def check_external_data(path: Path) -> None:
     for tensor in _tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _check(files, tensor)
+    return model
 
 
 def _check(files: ExternalFiles, tensor: onnx.TensorProto) -> None:

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = [
+    "DECODER_TOKENS",
     "LENGTHS",
     "LOGITS",
+    "NEW_LENGTHS",
     "PADDING",
     "POSITIONS",
     "TOKENS",
@@ -38,18 +40,22 @@ __all__ = [
     "past_name",
     "ports",
     "present_name",
+    "present_of",
     "token_input",
+    "token_name",
 ]
 
 TOKENS = "input_ids"
-TOKEN_INPUTS = ("decoder_input_ids", TOKENS)
+DECODER_TOKENS = "decoder_input_ids"
+TOKEN_INPUTS = (DECODER_TOKENS, TOKENS)
 LENGTHS = "cache_lengths"
+NEW_LENGTHS = "new_lengths"
 LOGITS = "logits"
 PADDING = "attention_mask"
 POSITIONS = "position_ids"
 
 
-def token_input(names: Iterable[str]) -> str | None:
+def token_name(names: Iterable[str]) -> str | None:
     """Which of a graph's inputs takes the tokens that its logits follow; None if none does."""
     given = set(names)
     return next((name for name in TOKEN_INPUTS if name in given), None)
@@ -67,6 +73,12 @@ def past_name(layer: int, part: str) -> str:
 def present_name(layer: int, part: str) -> str:
     """Output that holds the updated `key` or `value` of attention site `layer`; see `past_name`."""
     return f"present.{layer}.{part}"
+
+
+def present_of(past: str) -> str:
+    """Output that replaces the cache input `past`; empty for other inputs."""
+    prefix, _, rest = past.partition(".")
+    return f"present.{rest}" if prefix == "past_key_values" else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +104,8 @@ class CachePort:
 
     @property
     def is_cross(self) -> bool:
-        """Whether it holds what an encoder gives: computed once, whatever `cache_lengths` says."""
-        return self.past.split(".")[2:3] == ["encoder"]
+        """Whether it holds what an encoder gave: computed by the first call, then only read."""
+        return "encoder" in self.past.split(".")
 
     def empty(self, batch: int) -> Array:
         """A cache with nothing in it, for `batch` rows."""
@@ -115,15 +127,22 @@ def cache_ports(inputs: Iterable[Port]) -> tuple[CachePort, ...]:
     """The cache buffers among a session's or graph's inputs, in input order."""
     found = []
     for port in inputs:
-        prefix, _, rest = port.name.partition(".")
-        if prefix != "past_key_values" or len(port.shape) != 4:
+        present = present_of(port.name)
+        if not present or len(port.shape) != 4:
             continue
         _, heads, tokens, dim = port.shape
         if not isinstance(heads, int) or not isinstance(dim, int):
             continue
         capacity = tokens if isinstance(tokens, int) else None
-        found.append(CachePort(port.name, f"present.{rest}", heads, dim, port.dtype, capacity))
+        found.append(CachePort(port.name, present, heads, dim, port.dtype, capacity))
     return tuple(found)
+
+
+def token_input(inputs: Iterable[Port]) -> Port | None:
+    """The input [B,S] that takes new tokens: of the decoder, where there is an encoder too."""
+    named = {port.name: port for port in inputs}
+    name = token_name(named)
+    return None if name is None else named[name]
 
 
 def complete_feeds(inputs: Iterable[Port], feeds: Feeds) -> dict[str, Array]:
@@ -149,6 +168,6 @@ def complete_feeds(inputs: Iterable[Port], feeds: Feeds) -> dict[str, Array]:
 
 
 def _batch(feeds: Feeds) -> int:
-    tokens = token_input(feeds)
+    tokens = token_name(feeds)
     leaders = [] if tokens is None else [feeds[tokens]]
     return next((array.shape[0] for array in [*leaders, *feeds.values()] if array.ndim), 1)

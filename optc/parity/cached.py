@@ -8,7 +8,7 @@ import numpy as np
 
 from optc.core.context import Array, Feeds
 from optc.core.session import Session
-from optc.ir.interface import LENGTHS, LOGITS, TOKENS, cache_ports, complete_feeds, token_input
+from optc.ir.interface import LENGTHS, LOGITS, TOKENS, cache_ports, complete_feeds, token_name
 from optc.parity.feeds import sample_feeds, token_feeds
 
 __all__ = ["most_likely", "pieces", "ragged_predictions", "run_in_pieces"]
@@ -42,7 +42,7 @@ def run_in_pieces(session: Session, sample: Feeds, names: Sequence[str]) -> dict
         The outputs of all pieces, put together along S.
     """
     feeds = sample_feeds(session.inputs, sample)
-    name_of_tokens = token_input(feeds) or TOKENS
+    name_of_tokens = token_name(feeds) or TOKENS
     batch, tokens = feeds[name_of_tokens].shape
     caches = cache_ports(session.inputs)
     cut = {k: v for k, v in feeds.items() if k in sample and v.shape[:2] == (batch, tokens)}

@@ -24,7 +24,7 @@ import numpy as np
 from optc.core.context import Array, Feeds, Progress, no_progress
 from optc.core.errors import SampleError
 from optc.core.session import Session
-from optc.ir.interface import LENGTHS, LOGITS, TOKENS, cache_ports, token_input
+from optc.ir.interface import LENGTHS, LOGITS, TOKENS, cache_ports, token_name
 from optc.ir.reference import Reference, Sample
 from optc.parity.cached import most_likely, ragged_predictions, run_in_pieces
 from optc.parity.feeds import capacity, sample_feeds, token_feeds, token_feeds_refusal
@@ -88,7 +88,7 @@ class _Comparison:
         self.progress = progress
         self.notes: list[str] = []
         self.cached = any(port.name == LENGTHS for port in session.inputs)
-        self.tokens = token_input(port.name for port in session.inputs) or TOKENS
+        self.tokens = token_name(port.name for port in session.inputs) or TOKENS
         self.causal = self.cached or bool(reference.prompts)
         self.room = capacity(session.inputs)
 

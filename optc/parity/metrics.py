@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from optc.core.context import Array, Feeds
-from optc.ir.interface import LOGITS, token_input
+from optc.ir.interface import LOGITS, token_name
 from optc.parity.padding import valid_positions
 
 __all__ = ["Accumulator", "Metrics"]
@@ -280,7 +280,7 @@ def _blocks(array: Array, valid: Array | None) -> Iterator[Array]:
 
 def _following_tokens(name: str, logits: Array, inputs: Mapping[str, Array]) -> Array | None:
     """The token after each position [B*S], -1 where unknown; None if these are no such logits."""
-    tokens = inputs.get(token_input(inputs) or "")
+    tokens = inputs.get(token_name(inputs) or "")
     if name != LOGITS or tokens is None or logits.ndim != 3:
         return None
     if tokens.dtype.kind != "i" or tokens.shape != logits.shape[:2]:

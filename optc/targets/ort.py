@@ -14,6 +14,7 @@ from optc.core.session import Port
 from optc.ir.external import check_external_data
 from optc.ir.interface import ports
 from optc.targets.base import Target
+from optc.targets.ort_in_place import caches_in_place
 from optc.targets.ort_session import OrtSession
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ class Ort(Target):
     def open(self, folder: Path) -> OrtSession:
         """Open the engine; its external data is checked before the runtime sees it."""
         path = folder / ENGINE
-        check_external_data(path)
-        return OrtSession(path, threads=self.threads)
+        in_place = caches_in_place(check_external_data(path))
+        return OrtSession(path, threads=self.threads, in_place=in_place)
 
 
 def _same_signature(kind: str, wrote: Sequence[Port], read: Sequence[Port]) -> None:

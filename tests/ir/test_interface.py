@@ -13,7 +13,7 @@ from optc.ir.interface import (
     past_name,
     ports,
     present_name,
-    token_input,
+    token_name,
 )
 
 IDS = Port("input_ids", "int64", ("batch", "sequence"))
@@ -126,7 +126,7 @@ def test_the_batch_is_read_from_the_tokens_or_the_first_array_with_axes(
 def test_the_tokens_of_an_encoder_decoder_are_the_decoders(
     names: list[str], expected: str | None
 ) -> None:
-    assert token_input(names) == expected
+    assert token_name(names) == expected
 
 
 def test_a_cache_of_what_an_encoder_gives_starts_empty_even_beside_fixed_buffers() -> None:
