@@ -87,12 +87,14 @@ class KV(Pass):
         decoder = read_decoder(model)
         if not all(ctx.wants(site) for site in _sites(decoder)):
             return PassResult(notes=("a cache on some sites only would be wrong",))
-        axes = decoder.axes
-        refusals = _input_refusals(model, decoder) + _refusals(decoder)
+        axes, stand_ins = decoder.axes, StandIns(model, decoder.tokens)
+        refusals = _input_refusals(model, decoder, stand_ins) + _refusals(decoder)
         refusals += cross_refusals(model, decoder)
         if refusals:
+            stand_ins.undo()
             return PassResult(refusals=tuple(refusals))
-        stand_ins, padding = _stand_in(model, decoder), PaddingIds(model, decoder.tokens, axes)
+        _stand_in(decoder, stand_ins)
+        padding = PaddingIds(model, decoder.tokens, axes)
         ids = padding.replace()
         lengths = ir.val(LENGTHS, ir.DataType.INT64, [axes.batch])
         positions = CachePositions(model, axes, lengths, decoder.tokens)
@@ -202,29 +204,30 @@ def _role(decoder: Decoder, value: ir.Value) -> str:
     return str(value.name).removeprefix("decoder_" if decoder.cross else "")
 
 
-def _input_refusals(model: ir.Model, decoder: Decoder) -> list[Refusal]:
+def _input_refusals(model: ir.Model, decoder: Decoder, stand_ins: StandIns) -> list[Refusal]:
     """Inputs besides the tokens: derived ones, and those with one entry per token."""
     axes, tokens, found = decoder.axes, decoder.tokens.name, []
     for value in decoder.companions:
-        names = [d.value if isinstance(d, ir.SymbolicDim) else None for d in value.shape or ()]
         reason = ""
+        role = _role(decoder, value)
+        if role in {PADDING, POSITIONS}:
+            stand_ins.name_axes(value)
+        names = [d.value if isinstance(d, ir.SymbolicDim) else None for d in value.shape or ()]
         if names[:2] != [axes.batch, axes.sequence]:
             reason = f"the input is {value.shape}, not one entry per token of '{tokens}'"
-        elif _role(decoder, value) == PADDING:
+        elif role == PADDING:
             reason = padding_problem(model, value, axes)
         if reason:
             found.append(Refusal(str(value.name), reason))
     return found
 
 
-def _stand_in(model: ir.Model, decoder: Decoder) -> StandIns:
-    stand_ins = StandIns(model, decoder.tokens)
+def _stand_in(decoder: Decoder, stand_ins: StandIns) -> None:
     for value in decoder.companions:
         if _role(decoder, value) == PADDING:
             stand_ins.ones(value)
         elif _role(decoder, value) == POSITIONS:
             stand_ins.positions(value)
-    return stand_ins
 
 
 def _mixing_refusals(model: ir.Model, axes: TokenAxes) -> list[Refusal]:
@@ -245,7 +248,7 @@ def _refusals(decoder: Decoder) -> list[Refusal]:
             reason = "the attention is not causal, so it cannot be computed token by token"
         elif key is None or shape is None or heads_and_size(key) is None:
             reason = "the number and size of its key heads are not known"
-        elif not isinstance(shape[2], ir.SymbolicDim) or shape[2].value != decoder.axes.sequence:
+        elif not decoder.axes.is_count(shape[2]):
             reason = f"its keys do not come from '{decoder.tokens.name}'"
         if reason:
             found.append(Refusal(str(node.outputs[0].name), reason))

@@ -42,6 +42,13 @@ class TokenAxes:
         beside = dict.fromkeys(self.others, _OTHER) | dict.fromkeys(self.batches, batch)
         return beside | {self.batch: batch, self.sequence: tokens}
 
+    def is_count(self, dim: int | ir.SymbolicDim) -> bool:
+        """Whether a size is S, at least while S is small: tables of a model end somewhere."""
+        if isinstance(dim, int) or dim.value is None:
+            return False
+        shape = ir.Shape([dim])
+        return all(list(shape.evaluate(self.sizes(count))) == [count] for count in (3, 7))
+
 
 class Recount:
     """Copies values of one model for one number of tokens.

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import onnx_ir as ir
@@ -47,6 +48,27 @@ class StandIns:
         self._model = model
         self._tokens = tokens
         self._replaced: list[_Replaced] = []
+        self._renamed: list[tuple[ir.Value, ir.Shape]] = []
+
+    def name_axes(self, value: ir.Value) -> None:
+        """See that the axes of an input [B,S] bear the names of those of the tokens.
+
+        Exporters give a padding mask's batch a name of its own.
+        """
+        old, new = _names(value), _names(self._tokens)
+        names = {o: n for o, n in zip(old, new, strict=False) if o and n and o != n}
+        if len(old) == 2 and None not in old and names:
+            pattern = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
+            for other in _values(self._model):
+                self._rename(other, pattern, names)
+
+    def _rename(self, value: ir.Value, pattern: re.Pattern[str], names: dict[str, str]) -> None:
+        dims = list(value.shape or ())
+        texts = [str(d.value) if isinstance(d, ir.SymbolicDim) and d.value else d for d in dims]
+        found = [pattern.sub(lambda m: names[m[1]], t) if isinstance(t, str) else t for t in texts]
+        if value.shape is not None and found != texts:
+            self._renamed.append((value, value.shape))
+            value.shape = ir.Shape(found)
 
     def ones(self, value: ir.Value) -> None:
         """All ones [B,S] in the place of an input."""
@@ -71,7 +93,9 @@ class StandIns:
             for node, index in replaced.uses:
                 node.replace_input_with(index, replaced.value)
             self._model.graph.inputs.insert(replaced.at, replaced.value)
-        self._replaced = []
+        for value, shape in self._renamed:
+            value.shape = shape
+        self._replaced, self._renamed = [], []
 
     def _shape(self, draft: Draft) -> ir.Value:
         return draft.node("Shape", [self._tokens], shape=ir.Shape([2]))
@@ -84,6 +108,15 @@ class StandIns:
         for node, index in uses:
             node.replace_input_with(index, made)
         inputs.remove(value)
+
+
+def _names(value: ir.Value) -> list[str | None]:
+    return [d.value if isinstance(d, ir.SymbolicDim) else None for d in value.shape or ()]
+
+
+def _values(model: ir.Model) -> list[ir.Value]:
+    made = [value for node in model.graph for value in node.outputs]
+    return list(dict.fromkeys([*model.graph.inputs, *model.graph.outputs, *made]))
 
 
 def padding_problem(model: ir.Model, padding: ir.Value, axes: TokenAxes) -> str:

@@ -66,6 +66,8 @@ class CachePositions:
         self._counts = _counts(self._draft, lengths, tokens, self.keys)
         self._positions = Positions(model, axes)
         self._masks = PositionMasks(self._positions, self._draft, self._counts)
+        self._rows = self._draft.sizes([self._counts.batch, self._counts.new])
+        self._split: dict[tuple[ir.Value, int, int], ir.Value] = {}
         self._recounts: dict[tuple[PositionSource, ...], Recount] = {}
         self._replacements: list[tuple[ir.Node, int, ir.Value | None]] = []
 
@@ -152,25 +154,30 @@ class CachePositions:
         self, flat: ir.Value, small: tuple[int, ...], use: PositionUse, user: ir.Node
     ) -> ir.Value | str:
         """[.., B*S, ..] with the batch as an axis of its own, where the user has it."""
-        output, rank = user.outputs[0].shape, len(small)
+        output, dims = user.outputs[0].shape, list(small)
         batch_at, added = 0, 0
         if user.op_type in _BROADCAST and output is not None:
             names = [d.value if isinstance(d, ir.SymbolicDim) else None for d in output]
             if names.count(self._axes.batch) != 1:
                 return f"the batch is no axis where '{use.value.name}' is used"
-            batch_at, added = names.index(self._axes.batch), len(output) - rank
-        dims = [1] * added + list(small)
-        along = use.axis + added
+            batch_at, added = names.index(self._axes.batch), len(output) - len(dims)
+        dims, along = [1] * added + dims, use.axis + added
         if added < 0 or batch_at == along or dims[batch_at] != 1:
             return f"'{use.value.name}' depends on positions, and has no axis for the batch"
+        key = use.value, len(dims), batch_at
+        if key not in self._split:
+            self._split[key] = self._split_rows(flat, dims, along, batch_at)
+        return self._split[key]
+
+    def _split_rows(self, flat: ir.Value, dims: list[int], along: int, batch_at: int) -> ir.Value:
         parts: list[int | ir.Value] = list(dims)
-        parts[along] = self._draft.sizes([self._counts.batch, self._counts.new])
+        parts[along] = self._rows
         del parts[batch_at]
-        value = self._draft.node("Reshape", [flat, self._draft.sizes(parts)], use.value.dtype)
+        value = self._draft.node("Reshape", [flat, self._draft.sizes(parts)], flat.dtype)
         order = _order(len(dims), along, batch_at)
         if order == sorted(order):
             return value
-        return self._draft.node("Transpose", [value], use.value.dtype, perm=order)
+        return self._draft.node("Transpose", [value], flat.dtype, perm=order)
 
 
 def _order(rank: int, along: int, batch_at: int) -> list[int]:

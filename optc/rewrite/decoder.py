@@ -68,14 +68,21 @@ class Decoder:
 
     @property
     def companions(self) -> tuple[ir.Value, ...]:
-        """Other inputs that are about the tokens: all, or those with their axis beside an encoder.
+        """Other inputs that are about the tokens.
+
+        Beside an encoder those that have the tokens' axis, or are called the decoder's; else all.
 
         Raises:
             UnsupportedError: See `axes`.
         """
         if not self.cross:
             return self.others
-        return tuple(v for v in self.others if self.axes.sequence in _symbols(v.shape or ()))
+        sequence = self.axes.sequence
+        return tuple(
+            value
+            for value in self.others
+            if sequence in _symbols(value.shape or ()) or str(value.name).startswith("decoder_")
+        )
 
 
 def _symbols(dims: Iterable[int | ir.SymbolicDim]) -> set[str]:

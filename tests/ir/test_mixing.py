@@ -18,6 +18,16 @@ MIXING = {
         b = Constant<value_ints = [9223372036854775807]>()
         y = Slice(x, a, b, a)
     """,
+    "Gather": """
+        size = Shape<start = 1, end = 2>(x)
+        count = Squeeze(size)
+        zero = Constant<value_int = 0>()
+        one = Constant<value_int = 1>()
+        range = Range(zero, count, one)
+        last = Sub(count, one)
+        backwards = Sub(last, range)
+        y = Gather<axis = 1>(x, backwards)
+    """,
 }
 APART = {
     "elementwise": "y = Tanh(x)",
@@ -25,6 +35,18 @@ APART = {
     "softmax over channels": "y = Softmax<axis = -1>(x)",
     "norm": "axes = Constant<value_ints = [-1]>()\ny = ReduceMean(x, axes)",
     "channels": "y = Concat<axis = -1>(x, x)",
+    "gather of each in its place": """
+        size = Shape<start = 1, end = 2>(x)
+        count = Squeeze(size)
+        zero = Constant<value_int = 0>()
+        one = Constant<value_int = 1>()
+        range = Range(zero, count, one)
+        y = Gather<axis = 1>(x, range)
+    """,
+    "channels, the other way round": """
+        order = Constant<value_ints = [1, 0]>()
+        y = Gather<axis = 2>(x, order)
+    """,
     "pad of channels": "pads = Constant<value_ints = [0, 0, 1, 0, 0, 0]>()\ny = Pad(x, pads)",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from attention_graphs import decoder
+from decoder_graphs import decoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

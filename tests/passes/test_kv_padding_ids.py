@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from attention_graphs import decoder
+from decoder_graphs import decoder
 from test_kv import VOCABULARY, feed
 
 from optc.core.context import Context
