@@ -8,12 +8,12 @@ import onnx_ir as ir
 from optc.core.context import Array
 from optc.ir.probe import Probe, ProbeFailure
 from optc.ir.recount import TokenAxes
-from optc.ir.thresholds import HIDDEN
+from optc.ir.thresholds import HIDDEN, counts_past_thresholds
 
 __all__ = ["read_rows", "same_rows", "seen_keys", "shows_everything"]
 
 _ROUNDING = 1e-6
-_LENGTHS = (8, 142)
+_LENGTHS = (3, 8)
 
 
 def seen_keys(positions: Array, keys: int) -> Array:
@@ -56,12 +56,15 @@ def same_rows(got: Array, wanted: Array, seen: Array) -> bool:
 
 
 def shows_everything(model: ir.Model, axes: TokenAxes, mask: ir.Value) -> bool:
-    """Whether a boolean mask hides nothing that causality lets a query see."""
-    for tokens in _LENGTHS:
-        try:
+    """Whether a boolean mask hides nothing that causality lets a query see, at any length."""
+    try:
+        more = counts_past_thresholds(model, mask, [axes.sizes(n) for n in _LENGTHS], ())
+        for tokens in (*_LENGTHS, *more):
             rows = read_rows(model, axes, mask, tokens)
-        except ProbeFailure:
-            return False
-        if rows.dtype != np.bool_ or not (rows | ~seen_keys(np.arange(tokens), tokens)).all():
-            return False
+            if rows.dtype != np.bool_:
+                return False
+            if not (rows | ~seen_keys(np.arange(tokens), tokens)).all():
+                return False
+    except ProbeFailure:
+        return False
     return True

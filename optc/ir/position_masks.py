@@ -22,7 +22,7 @@ from optc.ir.draft import Draft
 from optc.ir.mask_rows import read_rows, same_rows, seen_keys
 from optc.ir.mask_sides import Edge, MaskSides, Side
 from optc.ir.positions import Positions, PositionSource
-from optc.ir.probe import Probe, ProbeFailure, fixed_values
+from optc.ir.probe import Probe, ProbeFailure, ancestors, fixed_values
 from optc.ir.recount import Recount
 
 __all__ = ["PositionMasks", "TokenCounts"]
@@ -123,12 +123,19 @@ class _Search:
         self._wholes = self._read_wholes()
         self._sides = MaskSides(self._model, self._axes, mask)
         self._recounts: dict[tuple[str, tuple[PositionSource, ...]], Recount] = {}
-        near = self._wholes[0][-1]
-        self.heads = near.shape[0]
-        self.by_position = not _same_for_all_queries(near)
+        self.heads = self._wholes[0][-1].shape[0]
+        self.by_position = True
 
     def find(self) -> ir.Value | None:
         """The mask with its sides apart; None where no choice of sides is right."""
+        made = self._first_right()
+        if made is None or self._counts.positions in ancestors(made):
+            return made
+        self.by_position = False  # one row of tokens is enough then
+        self._recounts.clear()
+        return self._first_right()
+
+    def _first_right(self) -> ir.Value | None:
         for sides in self._sides.choices():
             try:
                 made = self._build(self._mask, sides, {})
@@ -220,10 +227,8 @@ class _Search:
         got = self._run(made, positions, keys)
         if got.shape[-2:] != (len(positions), keys):
             return False
-        rows, seen = positions, seen_keys(positions, keys)
-        if not self.by_position:  # every query has the last row
-            rows, seen = np.full(len(positions), -1), np.ones_like(seen)
-        return same_rows(got.reshape(-1, *got.shape[-2:]), whole[:, rows, :keys], seen)
+        wanted = whole[:, positions, :keys]
+        return same_rows(got.reshape(-1, *got.shape[-2:]), wanted, seen_keys(positions, keys))
 
     def _run(self, made: ir.Value, positions: Array, keys: int) -> Array:
         counts, count = self._counts, np.array([len(positions)])
@@ -235,9 +240,3 @@ class _Search:
             counts.keys: np.array([keys]),
         }
         return Probe(self._model, {}).run(made, given)
-
-
-def _same_for_all_queries(whole: Array) -> bool:
-    count = whole.shape[-1]
-    last = np.broadcast_to(whole[:, -1:], whole.shape)
-    return same_rows(whole, last, seen_keys(np.arange(count), count))

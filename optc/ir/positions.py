@@ -106,20 +106,20 @@ class Positions:
             axis: Its axis over the sequence.
 
         Returns:
-            The sources; none if the value is the same at every position; a sentence why not,
-            otherwise.
+            The sources; none if the value is the same at every position, and nothing behind it
+            counts; a sentence why not, otherwise.
         """
         wholes = self._wholes(value, axis)
         if isinstance(wholes, str):
             return wholes
-        if all((whole == np.take(whole, [0], axis)).all() for _, whole in wholes):
-            return ()
         found = self._found(value)
         behind = {source: ancestors(source.value) - {source.value} for source in found}
         first = [s for s in found if not behind[s] & {other.value for other in found}]
         for chosen in dict.fromkeys([tuple(first), *((source,) for source in found)]):
             if all(self._follows(value, axis, chosen, *whole) for whole in wholes):
                 return chosen
+        if not found and all((whole == np.take(whole, [0], axis)).all() for _, whole in wholes):
+            return ()
         return f"'{value.name}' depends on positions, and nothing that counts them gives it"
 
     def _wholes(self, value: ir.Value, axis: int) -> list[tuple[_Places, Array]] | str:

@@ -6,7 +6,15 @@ are besides `input_ids`. Weights are inputs, to be baked in.
 
 from __future__ import annotations
 
-__all__ = ["BIASES", "COMPANIONS", "POSITIONS", "UNCLEAR_BIASES", "UNCLEAR_COMPANIONS", "decoder"]
+__all__ = [
+    "BIASES",
+    "COMPANIONS",
+    "LATE_BLOCKS",
+    "POSITIONS",
+    "UNCLEAR_BIASES",
+    "UNCLEAR_COMPANIONS",
+    "decoder",
+]
 
 _SAME = "q = Identity(q0)\nk = Identity(k0)"
 _ADDED = "x = Add(words, here)"
@@ -55,6 +63,17 @@ POSITIONS = {
     here = Gather(places, column)
     sum = Add(turned, here)
     x = Transpose<perm = [1, 0, 2]>(sum)
+    """,
+        _SAME,
+    ),
+    "late": (
+        """
+    age = Constant<value_int = 300>()
+    ages = Div(places_1s, age)
+    column_axis = Constant<value_ints = [2]>()
+    grown = Unsqueeze(ages, column_axis)
+    added = Cast<to = 1>(grown)
+    x = Add(words, added)
     """,
         _SAME,
     ),
@@ -130,6 +149,7 @@ BIASES = {
     bias = Equal(block, other)
     """,
 }
+LATE_BLOCKS = BIASES["blocks"].replace("value_int = 5", "value_int = 300")
 UNCLEAR_BIASES = {
     "by_length": "apart = Mul(places_1s, count)" + _ALIBI,
     "from_the_last": """

@@ -8,6 +8,7 @@ import pytest
 from decoder_graphs import (
     BIASES,
     COMPANIONS,
+    LATE_BLOCKS,
     POSITIONS,
     UNCLEAR_BIASES,
     UNCLEAR_COMPANIONS,
@@ -166,3 +167,22 @@ def test_layers_share_what_is_made_of_a_table(graph):
     turned = [node for node in model.graph if node.op_type == "RotaryEmbedding"]
     assert len(turned) == 2
     assert len({node.inputs[1:] for node in turned}) == 1
+
+
+@pytest.mark.parametrize(
+    "text", [decoder("late"), decoder("none", bias=LATE_BLOCKS)], ids=["positions", "blocks"]
+)
+def test_what_changes_late_is_not_taken_for_what_never_changes(text, graph, run, rng):
+    """Both change at 300 tokens."""
+    tokens = rng.integers(0, VOCABULARY, (1, 310))
+    expected = whole(run, build(graph, text), tokens, tokens)
+    model = build(graph, text)
+    assert KV().run(model, Context()).rewrites == 1
+    takes, done, caches, parts = ports(model.graph.inputs), 0, {}, []
+    for count in (297, 6, 1, 6):
+        feeds = {"input_ids": tokens[:, done : done + count], "cache_lengths": np.array([done])}
+        out = run(model, complete_feeds(takes, feeds | caches))
+        caches = {c.past: out[c.present] for c in cache_ports(takes)}
+        parts.append(out["logits"])
+        done += count
+    np.testing.assert_allclose(np.concatenate(parts, 1), expected, atol=5e-6)
