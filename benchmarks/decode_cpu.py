@@ -4,10 +4,9 @@
 
 Every contender runs the same checkpoint, the same 512 tokens and 128 greedy tokens after them, in
 a process of its own. Contenders take turns: each round asks every one once, so what the machine
-does
-meanwhile falls on all. The first round warms up and is dropped; numbers are medians, ratios are to
-PyTorch eager in float32. Memory is the process's peak. The first run makes the environments of the
-peers and converts the models, in `build/`: that takes a while.
+does meanwhile falls on all. The first round warms up and is dropped; numbers are medians, ratios
+are to PyTorch eager in float32. Memory is the process's peak. The first run makes the environments
+of the peers and converts the models, in `build/`: that takes a while.
 """
 
 from __future__ import annotations
@@ -27,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from decode_contenders import CONTENDERS, PEERS, ROOT, Contender
-from decode_table import Result, Row, section, write_section
+from decode_table import TITLE, Result, Row, section
+from page import PAGE, replace_section
 
 MODELS = ("smollm2", "llama")
 BASE = CONTENDERS[0]
@@ -126,6 +126,7 @@ def _row(worker: Worker, results: list[Result]) -> Row:
         rate=statistics.median(r.rate for r in timed),
         rss=max(r.rss for r in results),
         tokens=results[0].tokens,
+        overhead=max((r.overhead for r in timed if r.overhead is not None), default=None),
     )
 
 
@@ -161,7 +162,7 @@ def main() -> None:
     else:
         print(text)
     if options.write:
-        write_section(ROOT / "docs" / "performance.md", text)
+        PAGE.write_text(replace_section(PAGE.read_text(encoding="utf-8"), TITLE, text), "utf-8")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,14 @@ bundle, threads = sys.argv[1:]
 with open_bundle(bundle) as opened:
     session = opened.session
 
-    def generate(prompt: list[int], new_tokens: int, emit: Emit) -> None:
+    def generate(prompt: list[int], new_tokens: int, emit: Emit) -> float | None:
         """The generation loop that `optc run` uses."""
-        run(session, [prompt], max_new_tokens=new_tokens, on_token=lambda _, token: emit(token))
+
+        def on_token(row: int, token: int) -> bool:
+            emit(token)
+            return False
+
+        found = run(session, [prompt], max_new_tokens=new_tokens, on_token=on_token)
+        return found.stats.overhead
 
     serve(generate, f"optc {importlib.metadata.version('optc')}")

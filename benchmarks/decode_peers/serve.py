@@ -2,8 +2,9 @@
 
 A request is one line of JSON, `{"prompt": [ids], "new_tokens": n}`; so is the answer:
 `ttft`, seconds from the prompt to its first new token; `decode`, seconds of the tokens after it;
-`tokens`; `rss`, the largest resident memory of the process so far, in bytes. A worker that waits
-for its turn sleeps in `readline` and costs nothing.
+`tokens`; `overhead`, the share of `decode` outside the engine, from those who count it; `rss`, the
+largest resident memory of the process so far, in bytes. A worker that waits for its turn sleeps in
+`readline` and costs nothing.
 
 This file needs nothing but Python: it runs in the environment of each contender.
 """
@@ -18,8 +19,10 @@ import time
 from collections.abc import Callable
 
 Emit = Callable[[int], None]
-Generate = Callable[[list[int], int, Emit], None]
-"""Emits greedy tokens after a prompt, as they come, past any end-of-sequence token."""
+Generate = Callable[[list[int], int, Emit], float | None]
+"""Emits greedy tokens after a prompt, as they come, past any end-of-sequence token.
+
+May return the share of the decoding time that was spent outside the engine."""
 
 
 def serve(generate: Generate, version: str) -> None:
@@ -44,7 +47,8 @@ def _timed(generate: Generate, prompt: list[int], new_tokens: int) -> dict[str, 
         times.append(time.perf_counter())
         tokens.append(token)
 
-    generate(prompt, new_tokens, emit)
+    overhead = generate(prompt, new_tokens, emit)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     first, last = times[1] - times[0], times[-1] - times[1]
-    return {"ttft": first, "decode": last, "tokens": tokens, "rss": peak}
+    answer = {"ttft": first, "decode": last, "tokens": tokens, "rss": peak}
+    return answer if overhead is None else {**answer, "overhead": overhead}
