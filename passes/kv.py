@@ -4,6 +4,8 @@
    the updated ones as outputs.
 2. The input `cache_lengths` [B] says how many tokens of each row are in the cache before the call.
 3. Whatever counts positions from 0 now counts from `cache_lengths` (`optc.ir.positions`).
+4. With `logits=last`, what only the logits read is computed for one token of each row
+   (`optc.rewrite.last_tokens`); the input `new_lengths` [B] says which.
 
 The pass is all or nothing: a graph with a cache on some sites only would be wrong.
 """
@@ -26,7 +28,7 @@ from optc.ir.flash_attention import (
     read_spec,
     remove_unused_overloads,
 )
-from optc.ir.interface import LENGTHS, LOGITS, TOKENS, past_name, present_name
+from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, TOKENS, past_name, present_name
 from optc.ir.mixing import mixing_nodes
 from optc.ir.positions import (
     PositionSource,
@@ -35,6 +37,7 @@ from optc.ir.positions import (
     position_uses,
 )
 from optc.ir.probe import ancestors
+from optc.rewrite.last_tokens import Tail, find_tail, keep_last_tokens
 
 __all__ = ["KV"]
 
@@ -52,6 +55,11 @@ class KV(Pass):
         choices=("auto", "concat", "static"),
     )
     max: int | None = option(None, "tokens that a static cache holds", minimum=1)
+    logits: str = option(
+        "all",
+        "'last': those of each row's last real token only, which the input new_lengths names",
+        choices=("all", "last"),
+    )
 
     def __post_init__(self) -> None:
         """See that the options fit together."""
@@ -92,15 +100,25 @@ class KV(Pass):
             )
             for n in mixing_nodes(model, sequence)
         ]
+        tail = find_tail(model, batch, sequence) if self.logits == "last" else None
+        if isinstance(tail, str):
+            refusals.append(Refusal(LOGITS, tail))
+            tail = None
         if refusals:
             return PassResult(refusals=tuple(refusals))
-        return self._rewrite(model, nodes, sources)
+        return self._rewrite(model, nodes, sources, tail)
 
     def _rewrite(
-        self, model: ir.Model, nodes: list[ir.Node], sources: list[PositionSource]
+        self,
+        model: ir.Model,
+        nodes: list[ir.Node],
+        sources: list[PositionSource],
+        tail: Tail | None,
     ) -> PassResult:
         lengths = ir.val(LENGTHS, ir.DataType.INT64, [_token_symbols(model)[0]])
         model.graph.inputs.append(lengths)
+        if tail is not None:
+            _answer_last(model, tail)
         valid = _insert_lengths(model, lengths)
         for source in sources:
             forget_shapes_after(model, source.value)
@@ -114,7 +132,8 @@ class KV(Pass):
         common.TopologicalSortPass()(model)
         common.ShapeInferencePass()(model)
         note = f"positions follow {LENGTHS} at {len(sources)} place(s)"
-        return PassResult(tuple(sites), notes=(note,), details={"layout": self._layout()})
+        details = {"layout": self._layout(), "logits": self.logits}
+        return PassResult(tuple(sites), notes=(note,), details=details)
 
     def _layout(self) -> str:
         if self.layout != "auto":
@@ -227,6 +246,13 @@ def _past(
     value = ir.Value(name=name, shape=shape, type=new.type)
     model.graph.inputs.append(value)
     return value
+
+
+def _answer_last(model: ir.Model, tail: Tail) -> None:
+    """Logits [B,1,V], of the last of `new_lengths` [B] tokens."""
+    new_lengths = ir.val(NEW_LENGTHS, ir.DataType.INT64, [tail.batch])
+    model.graph.inputs.append(new_lengths)
+    keep_last_tokens(model, tail, new_lengths)
 
 
 def _insert_lengths(model: ir.Model, lengths: ir.Value) -> ir.Value:

@@ -4,6 +4,9 @@ Inputs `input_ids` [B,S], `cache_lengths` [B] int64, `past_key_values.{i}.key|va
 `logits` and `present.{i}.key|value`. `cache_lengths` counts the tokens that are in the cache before
 the call. The same graph prefills, decodes, takes ragged batches (pad on the right, then pass each
 row's own length next time) and rolls back (pass a smaller length).
+
+A graph may take `new_lengths` [B] int64 too: how many of each row's tokens are real. Then it
+answers for the last of them only, and `logits` is [B,1,V].
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from optc.core.session import Port
 __all__ = [
     "LENGTHS",
     "LOGITS",
+    "NEW_LENGTHS",
     "TOKENS",
     "CachePort",
     "cache_ports",
@@ -31,7 +35,9 @@ __all__ = [
 
 TOKENS = "input_ids"
 LENGTHS = "cache_lengths"
+NEW_LENGTHS = "new_lengths"
 LOGITS = "logits"
+_DECODER_TOKENS = "decoder_input_ids"
 
 
 def past_name(layer: int, part: str) -> str:
@@ -104,14 +110,16 @@ def complete_feeds(inputs: Iterable[Port], feeds: Feeds) -> dict[str, Array]:
             first array that has axes, else 1.
 
     Returns:
-        The sample, with `cache_lengths` zero and empty past buffers where the graph wants them and
-        the sample does not name them.
+        The sample, with `cache_lengths` zero, `new_lengths` the number of tokens, and empty past
+        buffers where the graph wants them and the sample does not name them.
     """
     given = list(inputs)
     complete = dict(feeds)
     batch = _batch(feeds)
     if any(port.name == LENGTHS for port in given):
         complete.setdefault(LENGTHS, np.zeros(batch, np.int64))
+    if any(port.name == NEW_LENGTHS for port in given):
+        complete.setdefault(NEW_LENGTHS, np.full(batch, _count(feeds), np.int64))
     for cache in cache_ports(given):
         complete.setdefault(cache.past, cache.empty(batch))
     return complete
@@ -120,3 +128,9 @@ def complete_feeds(inputs: Iterable[Port], feeds: Feeds) -> dict[str, Array]:
 def _batch(feeds: Feeds) -> int:
     leaders = [feeds[TOKENS]] if TOKENS in feeds else []
     return next((array.shape[0] for array in [*leaders, *feeds.values()] if array.ndim), 1)
+
+
+def _count(feeds: Feeds) -> int:
+    """Tokens of each row; 1 where the feeds hold none."""
+    tokens = feeds.get(_DECODER_TOKENS, feeds.get(TOKENS))
+    return tokens.shape[1] if tokens is not None and tokens.ndim == 2 else 1

@@ -14,7 +14,7 @@ import numpy as np
 from optc.core.context import Array
 from optc.core.errors import UnsupportedError
 from optc.core.session import Port, Session
-from optc.ir.interface import LENGTHS, LOGITS, TOKENS, cache_ports
+from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, TOKENS, cache_ports
 
 __all__ = ["CachedStepper", "RecomputeStepper", "Rows", "Stepper", "make_stepper", "places"]
 
@@ -49,7 +49,7 @@ def make_stepper(session: Session, prompts: Rows, max_new_tokens: int) -> Steppe
     _check_batch(inputs[TOKENS], len(prompts))
     caches = cache_ports(session.inputs)
     cached = bool(caches) and LENGTHS in inputs
-    known = {LENGTHS, *(c.past for c in caches)} if cached else {_MASK, _POSITIONS}
+    known = {LENGTHS, NEW_LENGTHS, *(c.past for c in caches)} if cached else {_MASK, _POSITIONS}
     _check_known(inputs, known | {TOKENS})
     # The last new token is never fed back.
     longest, room = max(len(row) for row in prompts) + max_new_tokens - 1, places(session)
@@ -91,14 +91,19 @@ class CachedStepper(Stepper):
         self._caches = cache_ports(session.inputs)
         self._past = {cache.past: cache.empty(batch) for cache in self._caches}
         self._lengths = np.zeros(batch, np.int64)
+        self._last_only = any(port.name == NEW_LENGTHS for port in session.inputs)
 
     def feed(self, rows: Rows) -> Array:
         """Run the new tokens against the cache."""
         tokens, counts = _padded(rows)
-        found = self._session.run({TOKENS: tokens, LENGTHS: self._lengths, **self._past})
+        feeds = {TOKENS: tokens, LENGTHS: self._lengths, **self._past}
+        if self._last_only:
+            feeds[NEW_LENGTHS] = counts
+        found = self._session.run(feeds)
         self._past = {cache.past: found[cache.present] for cache in self._caches}
         self._lengths = self._lengths + counts
-        return _last(found[LOGITS], counts)
+        logits: Array = found[LOGITS]
+        return logits[:, 0] if self._last_only else _last(logits, counts)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop the other rows from the cache."""
