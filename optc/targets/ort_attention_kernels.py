@@ -23,7 +23,8 @@ __all__ = ["Kernels", "refuses_grouped"]
 _CONTRIB = "com.microsoft"
 _INT32 = int(ir.DataType.INT32)
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16}
-_QUERY_SEQLENS = 16
+_SCALES, _QUERY_SEQLENS = 12, 16
+_BY_CHANNEL = "PER_CHANNEL"
 _HEAD_STEP = 8
 
 
@@ -120,6 +121,11 @@ class Kernels:
             "local_window_size": spec.window or -1,
         }
         inputs: list[ir.Value | None] = [*rows, *pasts, last, total]
+        if spec.int8:
+            inputs += [None] * (_SCALES - len(inputs))
+            inputs += [site.inputs["key_scale"], site.inputs["value_scale"]]
+            attributes |= {"k_quant_type": _BY_CHANNEL, "v_quant_type": _BY_CHANNEL}
+            attributes["kv_cache_bit_width"] = 8
         if spec.cache:
             inputs += [None] * (_QUERY_SEQLENS - len(inputs)) + [new]
         return ir.node("GroupQueryAttention", inputs, attributes, domain=_CONTRIB, num_outputs=3)
