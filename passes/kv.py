@@ -6,6 +6,8 @@
 3. Whatever counts positions from 0 now counts from `cache_lengths` (`optc.ir.positions`).
 4. With `logits=last`, what only the logits read is computed for one token of each row
    (`optc.rewrite.last_tokens`); the input `new_lengths` [B] says which.
+5. With `dtype=int8`, caches hold integers, whose scales come from calibration data
+   (`optc.rewrite.cache_scales`). The pass is measured then, not exact.
 
 The pass is all or nothing: a graph with a cache on some sites only would be wrong.
 """
@@ -13,12 +15,13 @@ The pass is all or nothing: a graph with a cache on some sites only would be wro
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from optc.core.base import Pass, PassResult, Refusal, option
+from optc.core.base import Pass, PassResult, Promise, Refusal, option
 from optc.core.context import Context
 from optc.core.errors import PassContractError, UnsupportedError, UsageError
 from optc.ir.flash_attention import (
@@ -28,7 +31,7 @@ from optc.ir.flash_attention import (
     read_spec,
     remove_unused_overloads,
 )
-from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, TOKENS, past_name, present_name
+from optc.ir.interface import LENGTHS, LOGITS, TOKENS, past_name, present_name
 from optc.ir.mixing import mixing_nodes
 from optc.ir.positions import (
     PositionSource,
@@ -37,6 +40,7 @@ from optc.ir.positions import (
     position_uses,
 )
 from optc.ir.probe import ancestors
+from optc.rewrite.cache_scales import CacheScales, add_scales, calibrate
 from optc.rewrite.last_tokens import Tail, find_tail, keep_last_tokens
 
 __all__ = ["KV"]
@@ -60,6 +64,11 @@ class KV(Pass):
         "'last': those of each row's last real token only, which the input new_lengths names",
         choices=("all", "last"),
     )
+    dtype: str = option(
+        "float",
+        "'int8': caches hold integers, a quarter of the memory; measured, needs calibration data",
+        choices=("float", "int8"),
+    )
 
     def __post_init__(self) -> None:
         """See that the options fit together."""
@@ -67,6 +76,11 @@ class KV(Pass):
             raise UsageError("a static cache needs a size", where="kv:layout", remedy="add max=N")
         if self.layout == "concat" and self.max is not None:
             raise UsageError("a growing cache has no size", where="kv:max", remedy="drop max")
+
+    @property
+    def promised(self) -> str:
+        """Exact, as long as the cache keeps the numbers it is given."""
+        return Promise.MEASURED if self.dtype == "int8" else self.promise
 
     def requires(self, model: ir.Model, ctx: Context) -> None:
         """The graph is a decoder over `input_ids` whose attention is canonical."""
@@ -106,7 +120,8 @@ class KV(Pass):
             tail = None
         if refusals:
             return PassResult(refusals=tuple(refusals))
-        return self._rewrite(model, nodes, sources, tail)
+        scales = calibrate(model, nodes, ctx) if self.dtype == "int8" else [None] * len(nodes)
+        return self._rewrite(model, nodes, sources, tail, scales)
 
     def _rewrite(
         self,
@@ -114,25 +129,26 @@ class KV(Pass):
         nodes: list[ir.Node],
         sources: list[PositionSource],
         tail: Tail | None,
+        scales: Sequence[CacheScales | None],
     ) -> PassResult:
         lengths = ir.val(LENGTHS, ir.DataType.INT64, [_token_symbols(model)[0]])
         model.graph.inputs.append(lengths)
         if tail is not None:
-            _answer_last(model, tail)
+            keep_last_tokens(model, tail)
         valid = _insert_lengths(model, lengths)
         for source in sources:
             forget_shapes_after(model, source.value)
             _insert_positions(model, lengths, source)
         sites = []
-        for index, node in enumerate(nodes):
+        for index, (node, steps) in enumerate(zip(nodes, scales, strict=True)):
             sites.append(str(node.outputs[0].name))
-            self._rewrite_site(model, node, index, valid)
+            self._rewrite_site(model, node, index, valid, steps)
         remove_unused_overloads(model)
         common.RemoveUnusedNodesPass()(model)
         common.TopologicalSortPass()(model)
         common.ShapeInferencePass()(model)
         note = f"positions follow {LENGTHS} at {len(sources)} place(s)"
-        details = {"layout": self._layout(), "logits": self.logits}
+        details = {"layout": self._layout(), "logits": self.logits, "dtype": self.dtype}
         return PassResult(tuple(sites), notes=(note,), details=details)
 
     def _layout(self) -> str:
@@ -140,9 +156,16 @@ class KV(Pass):
             return self.layout
         return "static" if self.max is not None else "concat"
 
-    def _rewrite_site(self, model: ir.Model, node: ir.Node, index: int, valid: ir.Value) -> None:
-        named = dict(zip(INPUTS, node.inputs, strict=False))
-        inputs = {key: value for key, value in named.items() if value is not None}
+    def _rewrite_site(
+        self,
+        model: ir.Model,
+        node: ir.Node,
+        index: int,
+        valid: ir.Value,
+        scales: CacheScales | None,
+    ) -> None:
+        given = zip(INPUTS, node.inputs, strict=False)
+        inputs = {key: value for key, value in given if value is not None}
         tokens = self.max if self._layout() == "static" else "past_sequence"
         batch = _token_symbols(model)[0]
         for part in ("key", "value"):
@@ -150,7 +173,12 @@ class KV(Pass):
                 model, past_name(index, part), inputs[part], batch, tokens
             )
         inputs["lengths"] = valid
-        spec = dataclasses.replace(read_spec(node), cache=self._layout(), lengths=True)
+        if scales is not None:
+            inputs |= add_scales(model, index, scales)
+            inputs["past_key"].dtype = inputs["past_value"].dtype = ir.DataType.INT8
+        spec = dataclasses.replace(
+            read_spec(node), cache=self._layout(), lengths=True, int8=scales is not None
+        )
         old = node.outputs[0]
         cached = add_flash_attention(model, spec, inputs, name=str(old.name))
         cached.outputs[0].shape, cached.outputs[0].type = old.shape, old.type
@@ -243,16 +271,9 @@ def _past(
     """The input [B,H,tokens,D] that holds what `new` [B,H,S,D] is appended to."""
     dims = list(new.shape or ())  # rank 4 with whole heads and size: see _refusals
     shape = ir.Shape([batch, dims[1], tokens, dims[3]])
-    value = ir.Value(name=name, shape=shape, type=new.type)
+    value = ir.Value(name=name, shape=shape, type=ir.TensorType(new.dtype or ir.DataType.FLOAT))
     model.graph.inputs.append(value)
     return value
-
-
-def _answer_last(model: ir.Model, tail: Tail) -> None:
-    """Logits [B,1,V], of the last of `new_lengths` [B] tokens."""
-    new_lengths = ir.val(NEW_LENGTHS, ir.DataType.INT64, [tail.batch])
-    model.graph.inputs.append(new_lengths)
-    keep_last_tokens(model, tail, new_lengths)
 
 
 def _insert_lengths(model: ir.Model, lengths: ir.Value) -> ir.Value:

@@ -18,7 +18,7 @@ def cache_lines(layout: str, *, int8: bool) -> list[str]:
 
     Args:
         layout: `concat` or `static`.
-        int8: Whether the cache holds integers, with scales.
+        int8: Whether the cache holds integers, with a float32 scale for each head.
     """
     store = "store_" if int8 else ""
     lines = [*(_store_lines() if int8 else []), "at = Sub(valid, new)"]
@@ -52,13 +52,12 @@ def _growing_lines(store: str) -> list[str]:
 
 
 def _store_lines() -> list[str]:
-    """`store_key`, `store_value`: the new ones as integers, computed in float32."""
-    lines = ["unit = Constant<value_float = 1.0>()"]
+    """`store_key`, `store_value`: the new ones as integers."""
+    lines = []
     for part in _PARTS:
         lines += [
             f"{part}_wide = Cast<to = 1>({part})",
-            f"{part}_steps = Div({part}_wide, {part}_scale)",
-            f"store_{part} = QuantizeLinear<output_dtype = 3>({part}_steps, unit)",
+            f"store_{part} = QuantizeLinear<axis = 1, output_dtype = 3>({part}_wide, {part}_scale)",
         ]
     return lines
 
@@ -67,8 +66,7 @@ def _read_lines() -> list[str]:
     lines = []
     for part in _PARTS:
         lines += [
-            f"{part}_counted = DequantizeLinear(present_{part}, unit)",
-            f"{part}_meant = Mul({part}_counted, {part}_scale)",
+            f"{part}_meant = DequantizeLinear<axis = 1>(present_{part}, {part}_scale)",
             f"read_{part} = CastLike({part}_meant, query)",
         ]
     return lines

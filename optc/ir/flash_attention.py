@@ -19,9 +19,9 @@ model wherever it goes.
   buffer that came in. Layout `concat` grows where it must: present has the past's keys or
   max(lengths), whichever is more. So a past with room to spare keeps its size, and a runtime may
   give one buffer as past and present.
-* With `key_scale` [1,Hkv,1,D] and `value_scale` [1,Hkv,1,Dv], float32, the cache is int8: new keys
-  are divided, rounded half to even and cut off at -128 and 127 before they go in, and whatever is
-  read, new keys too, is the stored integer times its scale.
+* With `key_scale` and `value_scale` [Hkv], float32, the cache is int8: what is new is divided,
+  rounded half to even and cut off at -128 and 127 before it goes in (`QuantizeLinear`), and all
+  that is read, the new keys too, is the stored integer times its head's scale.
 
 Sources: FlashAttention (Dao et al., 2022); ONNX operators Attention-24 and TensorScatter-24.
 """
@@ -49,8 +49,15 @@ __all__ = [
 DOMAIN = "optc"
 NAME = "FlashAttention"
 INPUTS = (
-    *("query", "key", "value", "mask", "past_key", "past_value", "lengths"),
-    *("key_scale", "value_scale"),
+    "query",
+    "key",
+    "value",
+    "mask",
+    "past_key",
+    "past_value",
+    "lengths",
+    "key_scale",
+    "value_scale",
 )
 _OPSET = 24
 

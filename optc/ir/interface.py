@@ -31,6 +31,7 @@ __all__ = [
     "past_name",
     "ports",
     "present_name",
+    "token_count",
 ]
 
 TOKENS = "input_ids"
@@ -119,7 +120,7 @@ def complete_feeds(inputs: Iterable[Port], feeds: Feeds) -> dict[str, Array]:
     if any(port.name == LENGTHS for port in given):
         complete.setdefault(LENGTHS, np.zeros(batch, np.int64))
     if any(port.name == NEW_LENGTHS for port in given):
-        complete.setdefault(NEW_LENGTHS, np.full(batch, _count(feeds), np.int64))
+        complete.setdefault(NEW_LENGTHS, np.full(batch, token_count(feeds), np.int64))
     for cache in cache_ports(given):
         complete.setdefault(cache.past, cache.empty(batch))
     return complete
@@ -130,7 +131,7 @@ def _batch(feeds: Feeds) -> int:
     return next((array.shape[0] for array in [*leaders, *feeds.values()] if array.ndim), 1)
 
 
-def _count(feeds: Feeds) -> int:
+def token_count(feeds: Feeds) -> int:
     """Tokens of each row; 1 where the feeds hold none."""
     tokens = feeds.get(_DECODER_TOKENS, feeds.get(TOKENS))
     return tokens.shape[1] if tokens is not None and tokens.ndim == 2 else 1

@@ -181,14 +181,15 @@ class _Axes:
         return list(value.shape or ())[self.lead(value) :]
 
 
-def keep_last_tokens(model: ir.Model, tail: Tail, new_lengths: ir.Value) -> None:
+def keep_last_tokens(model: ir.Model, tail: Tail) -> None:
     """Cut the values that enter the tail down to the last real token of each row, in place.
 
     Args:
-        model: The graph.
+        model: The graph; it gets the input `new_lengths` [B] int64.
         tail: Its tail.
-        new_lengths: How many tokens of each row are real, int64 [B].
     """
+    new_lengths = ir.val(NEW_LENGTHS, ir.DataType.INT64, [tail.batch])
+    model.graph.inputs.append(new_lengths)
     axes = _Axes(tail.batch, tail.sequence)
     for node in tail.nodes:
         if node.op_type == "Reshape":

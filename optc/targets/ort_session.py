@@ -19,6 +19,7 @@ from optc.core.context import Array, Feeds
 from optc.core.errors import ModelFileError, OptcError, SampleError, UnsupportedError
 from optc.core.registry import suggestion
 from optc.core.session import Port
+from optc.targets.room import check_room
 
 __all__ = ["OrtSession", "check_feeds"]
 
@@ -102,9 +103,10 @@ class OrtSession:
 
         Raises:
             SampleError: A missing, unknown or ill-fitting input, or an unknown output.
-            UnsupportedError: The runtime failed on the graph.
+            UnsupportedError: New tokens do not fit in a fixed cache, or the runtime failed.
         """
         check_feeds(self._inputs, feeds)
+        check_room(self._inputs, feeds)
         names = self._names(fetch)
         return dict(zip(names, self._call(names, dict(feeds)), strict=True))
 

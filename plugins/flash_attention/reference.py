@@ -39,16 +39,24 @@ def flash_attention(spec: AttentionSpec, inputs: Mapping[str, Array]) -> dict[st
         value = update_cache(spec.cache, inputs["past_value"], value, lengths)
         presents = {"present_key": key, "present_value": value}
     if spec.int8:
-        key, value = key * inputs["key_scale"], value * inputs["value_scale"]
+        key, value = (
+            x * _by_head(inputs, part) for x, part in zip((key, value), _PARTS, strict=True)
+        )
     output = attend(spec, inputs["query"], key, value, lengths, inputs.get("mask"))
     return {"output": output, **presents}
 
 
 def _new_integers(inputs: Mapping[str, Array]) -> tuple[Array, Array]:
     """New keys and values as an int8 cache holds them; the division is in float32."""
-    steps = (inputs[part].astype(np.float32) / inputs[f"{part}_scale"] for part in _PARTS)
-    key, value = (np.clip(np.rint(counts), -128, 127) for counts in steps)
+    counts = (inputs[part].astype(np.float32) / _by_head(inputs, part) for part in _PARTS)
+    key, value = (np.clip(np.rint(count), -128, 127) for count in counts)
     return key, value
+
+
+def _by_head(inputs: Mapping[str, Array], part: str) -> Array:
+    """Scales [Hkv] beside [B,Hkv,T,D]; 1 where there are none."""
+    scales = inputs.get(f"{part}_scale", np.ones(1, np.float32))
+    return scales[:, None, None]
 
 
 def _lengths(spec: AttentionSpec, inputs: Mapping[str, Array]) -> Array:
@@ -169,7 +177,7 @@ def _of_any_call(inputs: Mapping[str, Array], part: str) -> list[Array]:
     """New and old keys (or values), as floats."""
     found = [inputs[part].astype(float)]
     if f"past_{part}" in inputs:
-        found.append(inputs[f"past_{part}"].astype(float) * inputs.get(f"{part}_scale", 1.0))
+        found.append(inputs[f"past_{part}"].astype(float) * _by_head(inputs, part))
     return found
 
 

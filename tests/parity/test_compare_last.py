@@ -34,9 +34,7 @@ def cached(*, capacity: int | None = None, last: bool = True) -> ir.Model:
     infer_shapes(model)
     tail = find_tail(model, "B", "S")
     assert isinstance(tail, Tail)
-    new_lengths = ir.val(NEW_LENGTHS, ir.DataType.INT64, ["B"])
-    model.graph.inputs.append(new_lengths)
-    keep_last_tokens(model, tail, new_lengths)
+    keep_last_tokens(model, tail)
     common.TopologicalSortPass()(model)
     return model
 
