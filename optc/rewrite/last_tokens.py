@@ -262,7 +262,7 @@ def _passing_on(model: ir.Model, pick: ir.Node) -> ir.Node:
     """The pick as an `Identity`, its result under the same name."""
     old, node = pick.outputs[0], ir.node("Identity", [pick.inputs[0]])
     new = node.outputs[0]
-    new.type, new.name = old.type, old.name
+    new.type, new.shape, new.name = old.type, old.shape, old.name
     old.name = f"{old.name}_picked"
     model.graph.insert_before(pick, node)
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

@@ -4,6 +4,7 @@
   is hidden, and writes a cache in place where input and output are one buffer. Its `query_seqlens`
   is what lets one graph take ragged chunks of several rows: without it the kernel refuses more than
   one row with more than one token and a past.
+  Over an int8 cache it serves single tokens (`optc.targets.ort_attention_int8`).
 * `Attention` (standard) on [B,S,H*D] operands: the numbers of the function's body, without the
   transpositions.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from optc.rewrite.quant_nodes import NodeWriter
+from optc.targets.ort_attention_int8 import one_or_several
 from optc.targets.ort_attention_rows import RowForm
 from optc.targets.ort_attention_site import Site
 
@@ -107,7 +109,10 @@ class Kernels:
         """Replace a site by `GroupQueryAttention`."""
         self._model.opset_imports[_CONTRIB] = self._graph.opset_imports[_CONTRIB] = 1
         rows = self._operands(site)
-        return self._replace(site, self._grouped(site, rows))
+        node = self._grouped(site, rows)
+        if site.spec.int8:
+            node = one_or_several(site, self._is_one(site, rows), node, rows, self._writer)
+        return self._replace(site, node)
 
     def _grouped(self, site: Site, rows: list[ir.Value]) -> ir.Node:
         spec = site.spec
@@ -129,6 +134,15 @@ class Kernels:
         if spec.cache:
             inputs += [None] * (_QUERY_SEQLENS - len(inputs)) + [new]
         return ir.node("GroupQueryAttention", inputs, attributes, domain=_CONTRIB, num_outputs=3)
+
+    def _is_one(self, site: Site, rows: list[ir.Value]) -> ir.Value:
+        """Whether there is one new token, bool []."""
+        key = ("one", *self._same(site))
+        if key not in self._made:
+            new = self._new(site, rows)
+            alone = self._add(site, "alone", "Equal", [new, self._constant(1)])
+            self._made[key] = [self._add(site, "one", "Squeeze", [alone])]
+        return self._made[key][0]
 
     def _channel_scales(self, site: Site, part: str) -> ir.Value:
         """The scale of each head [Hkv] for each of its channels [Hkv,D]: the kernel has no other.
