@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import re
 from collections.abc import Sequence
+
+from page import replace_section
 
 TITLE = "## FlashAttention on NVIDIA GPUs"
 UNITS = {"prefill": ("TFLOP/s", 1e9), "decode": ("GB/s", 1e6)}
@@ -87,14 +88,10 @@ def table(found: Sequence[Measurement]) -> str:
 def section(page: str, machine: str, dtype: str, measured: str) -> str:
     """The page with its section on this benchmark replaced."""
     today = datetime.date.today().isoformat()
-    text = (
-        f"{TITLE}\n\n"
+    body = (
         f"{machine}, {dtype}, {today}, by `benchmarks/flash_attention_gpu.py --write`. 32 query "
         "heads, 8 key heads, head size 128. `of the limit`: of a matrix product of 8192 cubed "
         "for prefill, of a copy of 1 GiB for decoding, measured in the same run.\n\n"
-        f"{measured}\n"
+        f"{measured}"
     )
-    pattern = re.compile(rf"^{re.escape(TITLE)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
-    if not pattern.search(page):
-        return f"{page.rstrip()}\n\n{text}"
-    return pattern.sub(lambda _: f"{text}\n", page).rstrip() + "\n"
+    return replace_section(page, TITLE, body)

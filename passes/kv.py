@@ -3,10 +3,13 @@
 1. Every attention must be canonical and causal; each gets past keys and values as inputs and gives
    the updated ones as outputs.
 2. The input `cache_lengths` [B] says how many tokens of each row are in the cache before the call.
-3. Whatever counts positions from 0 now counts from `cache_lengths` (`optc.ir.positions`).
-4. With `logits=last`, what only the logits read is computed for one token of each row
+3. Whatever counts positions from 0 now counts from `cache_lengths`, and masks over positions reach
+   over all keys (`optc.rewrite.cache_positions`).
+4. The inputs `attention_mask` and `position_ids` go, where they say no more than lengths do
+   (`optc.ir.stand_ins`). Others stay if they are [B,S,..], one entry per token.
+5. With `logits=last`, what only the logits read is computed for one token of each row
    (`optc.rewrite.last_tokens`); the input `new_lengths` [B] says which.
-5. With `dtype=int8`, caches hold integers, whose scales come from calibration data
+6. With `dtype=int8`, caches hold integers, whose scales come from calibration data
    (`optc.rewrite.cache_scales`). The pass is measured then, not exact.
 
 The pass is all or nothing: a graph with a cache on some sites only would be wrong.
@@ -15,7 +18,7 @@ The pass is all or nothing: a graph with a cache on some sites only would be wro
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -31,15 +34,12 @@ from optc.ir.flash_attention import (
     read_spec,
     remove_unused_overloads,
 )
-from optc.ir.interface import LENGTHS, LOGITS, TOKENS, past_name, present_name
+from optc.ir.interface import LENGTHS, LOGITS, PADDING, POSITIONS, TOKENS, past_name, present_name
 from optc.ir.mixing import mixing_nodes
-from optc.ir.positions import (
-    PositionSource,
-    find_position_source,
-    forget_shapes_after,
-    position_uses,
-)
-from optc.ir.probe import ancestors
+from optc.ir.recount import TokenAxes
+from optc.ir.stand_ins import StandIns, padding_problem
+from optc.rewrite.cache_inputs import insert_valid_lengths, past_input
+from optc.rewrite.cache_positions import CachePositions
 from optc.rewrite.cache_scales import CacheScales, add_scales, calibrate
 from optc.rewrite.last_tokens import Tail, find_tail, keep_last_tokens
 
@@ -104,52 +104,65 @@ class KV(Pass):
             return PassResult(notes=("the graph has a cache already",))
         if not all(ctx.wants(str(node.outputs[0].name)) for node in nodes):
             return PassResult(notes=("a cache on some sites only would be wrong",))
-        batch, sequence = _token_symbols(model)
-        refusals = _refusals(nodes, sequence)
-        sources, problems = _position_sources(model, batch, sequence)
-        refusals += [Refusal("positions", problem) for problem in problems]
-        refusals += [
-            Refusal(
-                str(n.outputs[0].name), f"this {n.op_type} combines tokens, which a cache hides"
-            )
-            for n in mixing_nodes(model, sequence)
-        ]
-        tail = find_tail(model, batch, sequence) if self.logits == "last" else None
+        axes, tokens = _token_axes(model), _token_input(model)
+        refusals = _input_refusals(model, axes) + _refusals(nodes, axes.sequence)
+        tail = find_tail(model, axes.batch, axes.sequence) if self.logits == "last" else None
         if isinstance(tail, str):
             refusals.append(Refusal(LOGITS, tail))
             tail = None
         if refusals:
             return PassResult(refusals=tuple(refusals))
-        scales = calibrate(model, nodes, ctx) if self.dtype == "int8" else [None] * len(nodes)
-        return self._rewrite(model, nodes, sources, tail, scales)
+        before = model.clone() if self.dtype == "int8" else model
+        stand_ins = _stand_in(model, tokens)
+        lengths = ir.val(LENGTHS, ir.DataType.INT64, [axes.batch])
+        positions = CachePositions(model, axes, lengths, tokens)
+        refusals += positions.prepare(nodes, self.max)
+        refusals += _mixing_refusals(model, axes)
+        if refusals:
+            positions.discard()
+            stand_ins.undo()
+            return PassResult(refusals=tuple(refusals))
+        scales = calibrate(before, ctx) if self.dtype == "int8" else {}
+        return self._rewrite(model, nodes, lengths, positions, tail, scales)
 
     def _rewrite(
         self,
         model: ir.Model,
         nodes: list[ir.Node],
-        sources: list[PositionSource],
+        lengths: ir.Value,
+        positions: CachePositions,
         tail: Tail | None,
-        scales: Sequence[CacheScales | None],
+        scales: Mapping[str, CacheScales],
     ) -> PassResult:
-        lengths = ir.val(LENGTHS, ir.DataType.INT64, [_token_symbols(model)[0]])
-        model.graph.inputs.append(lengths)
+        masks = positions.keep()
+        model.graph.inputs.insert(1 + model.graph.inputs.index(_token_input(model)), lengths)
         if tail is not None:
-            keep_last_tokens(model, tail)
-        valid = _insert_lengths(model, lengths)
-        for source in sources:
-            forget_shapes_after(model, source.value)
-            _insert_positions(model, lengths, source)
+            keep_last_tokens(model, tail, after=lengths)
+        valid = insert_valid_lengths(model, _token_input(model), lengths)
         sites = []
-        for index, (node, steps) in enumerate(zip(nodes, scales, strict=True)):
+        for index, node in enumerate(nodes):
             sites.append(str(node.outputs[0].name))
-            self._rewrite_site(model, node, index, valid, steps)
+            self._rewrite_site(model, node, index, valid, masks.get(node), scales.get(sites[-1]))
+        self._count_keys(model, positions.keys, valid)
         remove_unused_overloads(model)
         common.RemoveUnusedNodesPass()(model)
         common.TopologicalSortPass()(model)
         common.ShapeInferencePass()(model)
-        note = f"positions follow {LENGTHS} at {len(sources)} place(s)"
+        note = f"positions follow {LENGTHS} at {positions.places} place(s)"
         details = {"layout": self._layout(), "logits": self.logits, "dtype": self.dtype}
         return PassResult(tuple(sites), notes=(note,), details=details)
+
+    def _count_keys(self, model: ir.Model, keys: ir.Value, valid: ir.Value) -> None:
+        """What is counted as keys after the call: as many as `present` has."""
+        past = next(v for v in model.graph.inputs if v.name == past_name(0, "key"))
+        made = ir.node("Shape", [past], {"start": 2, "end": 3})
+        nodes = [made]
+        if self._layout() == "concat":
+            most = ir.node("ReduceMax", [valid], {"keepdims": 1})
+            made = ir.node("Max", [made.outputs[0], most.outputs[0]])
+            nodes += [most, made]
+        model.graph.insert_before(model.graph[0], nodes)
+        ir.convenience.replace_all_uses_with(keys, made.outputs[0])
 
     def _layout(self) -> str:
         if self.layout != "auto":
@@ -162,14 +175,15 @@ class KV(Pass):
         node: ir.Node,
         index: int,
         valid: ir.Value,
+        mask: ir.Value | None,
         scales: CacheScales | None,
     ) -> None:
-        given = zip(INPUTS, node.inputs, strict=False)
-        inputs = {key: value for key, value in given if value is not None}
+        named = dict(zip(INPUTS, node.inputs, strict=False)) | {"mask": mask}
+        inputs = {key: value for key, value in named.items() if value is not None}
         tokens = self.max if self._layout() == "static" else "past_sequence"
-        batch = _token_symbols(model)[0]
+        batch = _token_axes(model).batch
         for part in ("key", "value"):
-            inputs[f"past_{part}"] = _past(
+            inputs[f"past_{part}"] = past_input(
                 model, past_name(index, part), inputs[part], batch, tokens
             )
         inputs["lengths"] = valid
@@ -179,6 +193,7 @@ class KV(Pass):
         spec = dataclasses.replace(
             read_spec(node), cache=self._layout(), lengths=True, int8=scales is not None
         )
+        spec = spec if mask is not None else dataclasses.replace(spec, mask="")
         old = node.outputs[0]
         cached = add_flash_attention(model, spec, inputs, name=str(old.name))
         cached.outputs[0].shape, cached.outputs[0].type = old.shape, old.type
@@ -199,31 +214,65 @@ class KV(Pass):
 
 def _token_input(model: ir.Model) -> ir.Value:
     inputs = [v for v in model.graph.inputs if v.const_value is None]
-    others = [str(v.name) for v in inputs if v.name != TOKENS]
     tokens = next((v for v in inputs if v.name == TOKENS), None)
     if tokens is None:
         names = ", ".join(str(v.name) for v in inputs)
         problem = f"the graph has no input named '{TOKENS}' (it has {names})"
         raise UnsupportedError(problem, where="pass 'kv'")
-    if others and LENGTHS not in others:
-        raise UnsupportedError(
-            f"inputs besides '{TOKENS}' are not understood yet: {', '.join(others)}",
-            where="pass 'kv'",
-            remedy="export without them",
-        )
     return tokens
 
 
-def _token_symbols(model: ir.Model) -> tuple[str, str]:
+def _token_axes(model: ir.Model) -> TokenAxes:
     shape = _token_input(model).shape
-    names = [d.value if isinstance(d, ir.SymbolicDim) else None for d in shape or ()]
+    names = _names(shape)
     if len(names) != 2 or names[0] is None or names[1] is None or names[0] == names[1]:
         raise UnsupportedError(
             f"'{TOKENS}' has shape {shape}, not [batch, sequence] with both dynamic",
             where="pass 'kv'",
             remedy="export with dynamic batch and sequence",
         )
-    return names[0], names[1]
+    return TokenAxes(names[0], names[1])
+
+
+def _names(shape: ir.Shape | None) -> list[str | None]:
+    return [d.value if isinstance(d, ir.SymbolicDim) else None for d in shape or ()]
+
+
+def _others(model: ir.Model) -> list[ir.Value]:
+    inputs = [v for v in model.graph.inputs if v.const_value is None]
+    return [v for v in inputs if v.name != TOKENS]
+
+
+def _input_refusals(model: ir.Model, axes: TokenAxes) -> list[Refusal]:
+    """Inputs besides the tokens: derived ones, and those with one entry per token."""
+    found = []
+    for value in _others(model):
+        reason = ""
+        if _names(value.shape)[:2] != [axes.batch, axes.sequence]:
+            reason = f"the input is {value.shape}, not one entry per token of '{TOKENS}'"
+        elif value.name == PADDING:
+            reason = padding_problem(model, value, axes)
+        if reason:
+            found.append(Refusal(str(value.name), reason))
+    return found
+
+
+def _stand_in(model: ir.Model, tokens: ir.Value) -> StandIns:
+    stand_ins = StandIns(model, tokens)
+    for value in _others(model):
+        if value.name == PADDING:
+            stand_ins.ones(value)
+        elif value.name == POSITIONS:
+            stand_ins.positions(value)
+    return stand_ins
+
+
+def _mixing_refusals(model: ir.Model, axes: TokenAxes) -> list[Refusal]:
+    reason = "this {} combines tokens, which a cache hides"
+    return [
+        Refusal(str(node.outputs[0].name), reason.format(node.op_type))
+        for node in mixing_nodes(model, axes.sequence)
+    ]
 
 
 def _refusals(nodes: list[ir.Node], sequence: str) -> list[Refusal]:
@@ -234,8 +283,6 @@ def _refusals(nodes: list[ir.Node], sequence: str) -> list[Refusal]:
         reason = ""
         if not spec.causal:
             reason = "the attention is not causal, so it cannot be computed token by token"
-        elif spec.mask:
-            reason = "it has a mask that is not only causal"
         elif shape is None or not all(isinstance(shape[i], int) for i in (1, 3)):
             reason = "the number and size of its key heads are not known"
         elif not isinstance(shape[2], ir.SymbolicDim) or shape[2].value != sequence:
@@ -243,58 +290,3 @@ def _refusals(nodes: list[ir.Node], sequence: str) -> list[Refusal]:
         if reason:
             found.append(Refusal(str(node.outputs[0].name), reason))
     return found
-
-
-def _position_sources(
-    model: ir.Model, batch: str, sequence: str
-) -> tuple[list[PositionSource], list[str]]:
-    """Where positions come from, and what stands in the way."""
-    sources: dict[PositionSource, None] = {}
-    problems: list[str] = []
-    for use in position_uses(model, batch, sequence):
-        found = use if isinstance(use, str) else find_position_source(model, use, batch, sequence)
-        if isinstance(found, str):
-            problems.append(found)
-        elif found is not None:
-            sources.setdefault(found)
-    values = {source.value for source in sources}
-    for value in values:
-        if others := (ancestors(value) & values) - {value}:
-            names = ", ".join(str(v.name) for v in others)
-            problems.append(f"positions come from both '{value.name}' and {names} before it")
-    return list(sources), problems
-
-
-def _past(
-    model: ir.Model, name: str, new: ir.Value, batch: str, tokens: int | str | None
-) -> ir.Value:
-    """The input [B,H,tokens,D] that holds what `new` [B,H,S,D] is appended to."""
-    dims = list(new.shape or ())  # rank 4 with whole heads and size: see _refusals
-    shape = ir.Shape([batch, dims[1], tokens, dims[3]])
-    value = ir.Value(name=name, shape=shape, type=ir.TensorType(new.dtype or ir.DataType.FLOAT))
-    model.graph.inputs.append(value)
-    return value
-
-
-def _insert_lengths(model: ir.Model, lengths: ir.Value) -> ir.Value:
-    """`cache_lengths + S`: valid keys per row, new ones included."""
-    count = ir.node("Shape", [_token_input(model)], {"start": 1, "end": 2})
-    total = ir.node("Add", [lengths, count.outputs[0]])
-    model.graph.insert_before(model.graph[0], [count, total])
-    valid = total.outputs[0]
-    valid.name, valid.dtype, valid.shape = "valid_lengths", ir.DataType.INT64, lengths.shape
-    return valid
-
-
-def _insert_positions(model: ir.Model, lengths: ir.Value, source: PositionSource) -> None:
-    """Every use of the source [1|B,..,S,..] gets it plus `cache_lengths[b]` instead."""
-    value = source.value
-    at, uses = value.producer(), list(value.uses())
-    assert at is not None
-    axes = ir.node("Constant", [], {"value_ints": list(range(1, source.rank))})
-    offsets = ir.node("Unsqueeze", [lengths, axes.outputs[0]])
-    whole = ir.node("Cast", [offsets.outputs[0]], {"to": value.dtype or ir.DataType.INT64})
-    total = ir.node("Add", [whole.outputs[0], value])
-    model.graph.insert_after(at, [axes, offsets, whole, total])
-    for use in uses:
-        use.node.replace_input_with(use.idx, total.outputs[0])

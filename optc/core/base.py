@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, ClassVar
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from optc.core.context import Context
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["Pass", "PassResult", "Promise", "Refusal", "option"]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["Array", "Context", "Evaluator", "Feeds", "Progress", "no_progress"]
 

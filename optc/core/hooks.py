@@ -6,10 +6,12 @@ import dataclasses
 import resource
 import sys
 import time
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from optc.core.base import Pass, PassResult
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["Hook", "Step", "TimeHook", "peak_rss_bytes"]
 

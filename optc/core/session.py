@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from optc.core.context import Array, Feeds
 
-__all__ = ["Port", "Session"]
+__all__ = ["Cache", "CachedSession", "Port", "Session"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,5 +48,65 @@ class Session(Protocol):
 
         Returns:
             The outputs by name.
+        """
+        ...
+
+
+class Cache(Protocol):
+    """Keys and values of some rows, kept by whoever made it from one step to the next.
+
+    Rows are numbered from 0. How many tokens a row has is known to its user, who says so with each
+    step (`cache_lengths`); what lies behind a row's tokens is never read.
+    """
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a row can have."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent inside the runtime, over all steps."""
+        ...
+
+    def step(self, feeds: Feeds, fetch: tuple[str, ...], *, row: int = 0) -> dict[str, Array]:
+        """Run once on rows `row` .. `row + B - 1`, and add the new tokens to them.
+
+        Args:
+            feeds: Every input but the caches; B is the batch of its token input [B,S].
+            fetch: Names of the outputs wanted, caches not among them.
+            row: The first row.
+
+        Returns:
+            The outputs by name. They may be overwritten by the next step.
+
+        Raises:
+            UnsupportedError: A row has no room for S more tokens; nothing was run.
+        """
+        ...
+
+    def move(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first `tokens` tokens of row `source` over row `target`."""
+        ...
+
+
+@runtime_checkable
+class CachedSession(Session, Protocol):
+    """A session that keeps caches itself, and so need not copy them at each step."""
+
+    def new_cache(self, rows: int, tokens: int) -> Cache | None:
+        """An empty cache for `rows` rows of up to `tokens` tokens each.
+
+        Returns:
+            The cache; None where the session has nothing better than caches that go in and come out
+            of `run`.
+
+        Raises:
+            UnsupportedError: The engine's caches are smaller.
         """
         ...

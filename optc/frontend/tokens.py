@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from optc.core.context import Array
-from optc.core.errors import SampleError
+from optc.core.errors import InputError, SampleError
 from optc.frontend.paragraphs import Texts, pieces
 from optc.frontend.quiet import quiet
 from optc.frontend.source import Source
@@ -55,6 +55,7 @@ class Rows:
 
         Raises:
             SampleError: The text is used up.
+            InputError: The tokenizer is not that of the model.
         """
         tokenizer = self._source.tokenizer
         if tokenizer is None:
@@ -63,7 +64,7 @@ class Rows:
             with quiet():
                 row = tokenizer(text, truncation=True, max_length=tokens)["input_ids"]
             if row and (len(row) == tokens or not exactly):
-                return list(row)
+                return _known(self._source, row)
         remedy = "give more text with --texts or ask for fewer --samples"
         raise SampleError("the text is too short", where=self._where, remedy=remedy)
 
@@ -99,7 +100,17 @@ def prompt_rows(
     for i, text in enumerate(texts.prompts[:count]):
         with quiet():
             row = _chat(source, text) if i % 2 and source.chat_template else _plain(source, text)
-        yield np.array(row, dtype=np.int64)
+        yield np.array(_known(source, row), dtype=np.int64)
+
+
+def _known(source: Source, row: Sequence[int]) -> list[int]:
+    """The row, whose tokens must be ones that the model has."""
+    largest = max(row, default=0)
+    if source.vocabulary and largest >= source.vocabulary:
+        problem = f"the tokenizer gives token {largest}, the model has {source.vocabulary}"
+        remedy = "put the tokenizer that belongs to the model into its folder"
+        raise InputError(problem, where=source.label, remedy=remedy)
+    return list(row)
 
 
 def _plain(source: Source, text: str) -> list[int]:

@@ -13,17 +13,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from optc.core.context import Array, Feeds
 from optc.core.session import Port
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 __all__ = [
+    "DECODER_TOKENS",
     "LENGTHS",
     "LOGITS",
     "NEW_LENGTHS",
+    "PADDING",
+    "POSITIONS",
     "TOKENS",
     "CachePort",
     "cache_ports",
@@ -31,14 +37,18 @@ __all__ = [
     "past_name",
     "ports",
     "present_name",
+    "present_of",
     "token_count",
+    "token_input",
 ]
 
 TOKENS = "input_ids"
+DECODER_TOKENS = "decoder_input_ids"
 LENGTHS = "cache_lengths"
 NEW_LENGTHS = "new_lengths"
 LOGITS = "logits"
-_DECODER_TOKENS = "decoder_input_ids"
+PADDING = "attention_mask"
+POSITIONS = "position_ids"
 
 
 def past_name(layer: int, part: str) -> str:
@@ -49,6 +59,12 @@ def past_name(layer: int, part: str) -> str:
 def present_name(layer: int, part: str) -> str:
     """Output that holds the updated `key` or `value` of attention site `layer`."""
     return f"present.{layer}.{part}"
+
+
+def present_of(past: str) -> str:
+    """Output that replaces the cache input `past`; empty for other inputs."""
+    prefix, _, rest = past.partition(".")
+    return f"present.{rest}" if prefix == "past_key_values" else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +87,11 @@ class CachePort:
     dtype: str
     capacity: int | None
 
+    @property
+    def is_cross(self) -> bool:
+        """Whether it holds what an encoder gave: computed by the first call, then only read."""
+        return "encoder" in self.past.split(".")
+
     def empty(self, batch: int) -> Array:
         """A cache with nothing in it, for `batch` rows."""
         return np.zeros((batch, self.heads, self.capacity or 0, self.dim), np.dtype(self.dtype))
@@ -91,15 +112,21 @@ def cache_ports(inputs: Iterable[Port]) -> tuple[CachePort, ...]:
     """The cache buffers among a session's or graph's inputs, in input order."""
     found = []
     for port in inputs:
-        prefix, _, rest = port.name.partition(".")
-        if prefix != "past_key_values" or len(port.shape) != 4:
+        present = present_of(port.name)
+        if not present or len(port.shape) != 4:
             continue
         _, heads, tokens, dim = port.shape
         if not isinstance(heads, int) or not isinstance(dim, int):
             continue
         capacity = tokens if isinstance(tokens, int) else None
-        found.append(CachePort(port.name, f"present.{rest}", heads, dim, port.dtype, capacity))
+        found.append(CachePort(port.name, present, heads, dim, port.dtype, capacity))
     return tuple(found)
+
+
+def token_input(inputs: Iterable[Port]) -> Port | None:
+    """The input [B,S] that takes new tokens: of the decoder, where there is an encoder too."""
+    named = {port.name: port for port in inputs}
+    return named.get(DECODER_TOKENS, named.get(TOKENS))
 
 
 def complete_feeds(inputs: Iterable[Port], feeds: Feeds) -> dict[str, Array]:
@@ -133,5 +160,5 @@ def _batch(feeds: Feeds) -> int:
 
 def token_count(feeds: Feeds) -> int:
     """Tokens of each row; 1 where the feeds hold none."""
-    tokens = feeds.get(_DECODER_TOKENS, feeds.get(TOKENS))
+    tokens = feeds.get(DECODER_TOKENS, feeds.get(TOKENS))
     return tokens.shape[1] if tokens is not None and tokens.ndim == 2 else 1

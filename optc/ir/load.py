@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from optc.core.errors import ModelFileError, PassContractError
 from optc.ir.canonical import canonicalize
+from optc.ir.external import ExternalFiles
 from optc.ir.verify import verify_model
 
 __all__ = ["load_canonical", "load_model"]
@@ -89,14 +90,13 @@ def _check_form(model: ir.Model, path: Path) -> None:
 
 
 def _check_tensors(model: ir.Model, path: Path) -> None:
-    root = path.resolve().parent
-    sizes: dict[str, int] = {}
+    files = ExternalFiles(path)
     for tensor in _tensors(model):
         if any(isinstance(dim, int) and dim < 0 for dim in tensor.shape):
             problem = f"the weight '{tensor.name}' has a negative dimension"
             raise ModelFileError(problem, where=str(path))
         if isinstance(tensor, ir.ExternalTensor):
-            _check_external(tensor, root, path, sizes)
+            _check_external(tensor, files)
         else:
             _check_data(tensor, path)
 
@@ -143,25 +143,8 @@ def _embed_constants(model: ir.Model) -> None:
             node.attributes["value"] = ir.AttrTensor("value", mapped)
 
 
-def _check_external(
-    tensor: ir.ExternalTensor, root: Path, path: Path, sizes: dict[str, int]
-) -> None:
+def _check_external(tensor: ir.ExternalTensor, files: ExternalFiles) -> None:
     if not tensor.base_dir:  # onnx_ir forgets it in functions
-        tensor.base_dir = root
-    location = str(tensor.location)
-    file = (root / location).resolve()
-    if Path(location).is_absolute() or not file.is_relative_to(root):
-        problem = f"the weight '{tensor.name}' lies outside the model's folder ('{location}')"
-        raise ModelFileError(problem, where=str(path))
-    if location not in sizes:
-        if not file.is_file():
-            problem = f"its external data file '{location}' is missing"
-            raise ModelFileError(problem, where=str(path), remedy="copy it beside the model")
-        sizes[location] = file.stat().st_size
-    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
-    if end > sizes[location] or (tensor.length or tensor.nbytes) < tensor.nbytes:
-        problem = (
-            f"its external data file '{location}' is truncated: '{tensor.name}' needs byte {end}, "
-            f"the file ends at {sizes[location]}"
-        )
-        raise ModelFileError(problem, where=str(path), remedy="copy the file again")
+        tensor.base_dir = files.path.resolve().parent
+    count = tensor.length or tensor.nbytes
+    files.check(str(tensor.name), str(tensor.location), tensor.offset or 0, count, tensor.nbytes)

@@ -6,13 +6,19 @@ other operation over the sequence would see a part of it and compute something e
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
+from optc.core.context import Array
 from optc.ir.constants import constant
 from optc.ir.flash_attention import DOMAIN
-from optc.ir.probe import fixed_values
+from optc.ir.probe import Probe, ProbeFailure, fixed_values
+from optc.ir.probe_sizes import probe_sizes
 
-__all__ = ["mixing_nodes"]
+__all__ = ["INDEXING", "mixing_nodes"]
+
+INDEXING = {"Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"}
+"""Operators whose second operand says where data goes, or comes from."""
 
 _NEIGHBOURS = {"Conv", "ConvTranspose", "RNN", "LSTM", "GRU", "Scan", "Loop", "If", "Einsum"}
 _NEIGHBOURS |= {
@@ -39,7 +45,10 @@ def mixing_nodes(model: ir.Model, sequence: str) -> list[ir.Node]:
     for node in model.graph:
         data = [v for v in node.inputs if v is not None and v not in fixed]
         over = [v for v in data if _axes(v, sequence)]
-        if over and node.domain != DOMAIN and _mixes(node, over, sequence):
+        if not over or node.domain == DOMAIN:
+            continue
+        placed = node.op_type in INDEXING and node.inputs[1] in fixed
+        if _carries_over(model, node, over, sequence) if placed else _mixes(node, over, sequence):
             found.append(node)
     return found
 
@@ -71,6 +80,46 @@ def _mixes(node: ir.Node, over: list[ir.Value], sequence: str) -> bool:
     if op in _LENGTHENING:
         return not set(map(str, node.outputs[0].shape or ())) >= {str(value.shape[a]) for a in axes}
     return op == "Slice" and _is_shift(node, sequence)
+
+
+def _carries_over(model: ir.Model, node: ir.Node, over: list[ir.Value], sequence: str) -> bool:
+    """Whether data is put in the place of another token, found by changing one token's data."""
+    probe, output = Probe(model, probe_sizes(model)), node.outputs[0]
+    after = _alone(output, sequence)
+    if after is None:
+        return True
+    try:
+        given = {v: _drawn(probe, v) for v in over}
+        base = probe.run(output, given)
+        for value in over:
+            axis = _alone(value, sequence)
+            if axis is None:
+                return True
+            for token in range(given[value].shape[axis]):
+                changed = given[value].copy()
+                row = np.moveaxis(changed, axis, 0)[token, ...]
+                row[...] = ~row if row.dtype == np.bool_ else row + 1
+                moved = np.moveaxis(base != probe.run(output, given | {value: changed}), after, 0)
+                if np.delete(moved, token, 0).any():
+                    return True
+    except ProbeFailure:
+        return True
+    return False
+
+
+def _alone(value: ir.Value, sequence: str) -> int | None:
+    """The one axis that is the sequence, and not a part of one."""
+    axes = _axes(value, sequence)
+    dim = value.shape[axes[0]] if value.shape is not None and len(axes) == 1 else None
+    return axes[0] if isinstance(dim, ir.SymbolicDim) and dim.value == sequence else None
+
+
+def _drawn(probe: Probe, value: ir.Value) -> Array:
+    shape = probe.shape_of(value)
+    if shape is None:
+        raise ProbeFailure(f"the shape of '{value.name}' is not known")
+    dtype = value.dtype.numpy() if value.dtype is not None else np.float32
+    return np.random.default_rng(0).integers(0, 99, shape).astype(dtype)
 
 
 def _axis(node: ir.Node, rank: int) -> int:

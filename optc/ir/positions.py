@@ -1,10 +1,14 @@
 """Where a graph takes token positions from, found by dataflow and checked by numbers.
 
 An export without a cache counts positions from 0: some `Range` over the sequence feeds rotary
-tables, position embeddings or biases. With a cache, row b starts at its own offset. A value p is a
-*source of positions* of a value v if p is [1|B, .., S, ..], holds 0..S-1, and replacing it by
-offset[b] + 0..S-1 turns v into exactly the rows offset[b].. of v for a longer sequence. The last
-condition is tested by evaluating both.
+tables, position embeddings or biases, or a table of positions is cut to the length of the sequence.
+With a cache, a token is at any position. A value p is a *source of positions* of a value v if it
+
+* counts: it is `[1, .., S, .., 1]` and holds c, c+1, .. (c is often 0), or
+* is cut from a table: it holds the first S rows of a constant,
+
+and if v, computed from the numbers or rows of other positions instead, holds exactly the rows of
+these positions of v for a longer sequence. The last condition is tested by evaluating both.
 """
 
 from __future__ import annotations
@@ -15,180 +19,194 @@ import numpy as np
 import onnx_ir as ir
 
 from optc.core.context import Array
-from optc.ir.probe import Probe, ProbeFailure, ancestors, data_inputs, fixed_values
+from optc.ir.draft import Draft
+from optc.ir.position_uses import growing_axes
+from optc.ir.probe import Probe, ProbeFailure, ancestors, fixed_values
+from optc.ir.recount import TokenAxes
 
-__all__ = [
-    "PositionSource",
-    "PositionUse",
-    "find_position_source",
-    "forget_shapes_after",
-    "position_uses",
-]
+__all__ = ["PositionSource", "Positions"]
 
-_NEW, _LATER, _OFFSETS = 3, 7, (4, 2)
-
-# operands that say how many, never which: (op, first such input)
-_SIZE_OPERANDS = {
-    "Reshape": 1,
-    "Expand": 1,
-    "Slice": 1,
-    "Unsqueeze": 1,
-    "Squeeze": 1,
-    "Tile": 1,
-    "Pad": 1,
-    "Split": 1,
-    "TopK": 1,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class PositionUse:
-    """A value that runs over the sequence, depends on sizes only, and meets the data.
-
-    Attributes:
-        value: The value, such as a table of cosines.
-        axis: Its axis that runs over the sequence.
-    """
-
-    value: ir.Value
-    axis: int
+_Places = tuple[int, ...]
+# positions to try: near ones, and some behind the lengths at which models change their minds
+_NEAR, _FAR = (4, 5, 6, 2, 3, 4), (140, 3, 131, 132, 0, 70)
 
 
 @dataclasses.dataclass(frozen=True)
 class PositionSource:
-    """A value [1|B, .., S, ..] of this rank that counts positions."""
+    """Where positions come from.
+
+    Attributes:
+        value: What counts, or is cut from a table.
+        rank: Its rank.
+        axis: Its axis over the sequence; all others have size 1 if it counts.
+        first: What it counts from.
+        table: The constant that it is cut from; None if it counts.
+    """
 
     value: ir.Value
     rank: int
+    axis: int
+    first: int = 0
+    table: ir.Value | None = None
+
+    def at(self, positions: Array) -> Array:
+        """What it holds for these positions.
+
+        Raises:
+            ProbeFailure: The table has no such rows.
+        """
+        if self.table is None:
+            shape = [-1 if axis == self.axis else 1 for axis in range(self.rank)]
+            dtype = self.value.dtype.numpy() if self.value.dtype else np.int64
+            return (positions + self.first).astype(dtype).reshape(shape)
+        table = _content(self.table)
+        if table is None or positions.max() >= table.shape[self.axis]:
+            raise ProbeFailure("its table of positions ends before")
+        return np.take(table, positions, self.axis)
+
+    def write(self, draft: Draft, positions: ir.Value) -> ir.Value:
+        """Nodes that give the same.
+
+        Args:
+            draft: Where they go.
+            positions: int64 [N].
+        """
+        if self.table is not None:
+            return draft.node("Gather", [self.table, positions], self.value.dtype, axis=self.axis)
+        if self.first:
+            positions = draft.node("Add", [positions, draft.ints([self.first])])
+        dtype = self.value.dtype or ir.DataType.INT64
+        if dtype != ir.DataType.INT64:
+            positions = draft.node("Cast", [positions], dtype, to=int(dtype))
+        if self.rank == 1:
+            return positions
+        shape = draft.ints([-1 if axis == self.axis else 1 for axis in range(self.rank)])
+        return draft.node("Reshape", [positions, shape], dtype)
 
 
-def position_uses(model: ir.Model, batch: str, sequence: str) -> list[PositionUse | str]:
-    """Values that depend on sizes only, run over the sequence, and are used by data nodes.
-
-    Which values run over the sequence is found by evaluating each at two lengths.
-
-    Args:
-        model: The model.
-        batch: Symbol of the batch.
-        sequence: Symbol of the number of tokens.
-
-    Returns:
-        The uses; a sentence in place of each value that cannot be evaluated.
-    """
-    probes = [Probe(model, {batch: 2, sequence: count}) for count in (_NEW, _LATER)]
-    found: list[PositionUse | str] = []
-    for value in _met_by_data(model):
-        try:
-            contents = [probe.run(value) for probe in probes]
-        except ProbeFailure as failure:
-            found.append(f"'{value.name}' may depend on positions and cannot be read: {failure}")
-            continue
-        shapes = [content.shape for content in contents]
-        axes = [i for i, (a, b) in enumerate(zip(*shapes, strict=False)) if a != b]
-        if not axes and not np.array_equal(contents[0], contents[1]):
-            found.append(f"'{value.name}' depends on the number of tokens, which a cache hides")
-        if len(axes) > 1:
-            found.append(f"'{value.name}' runs over the sequence twice, like a mask")
-        elif axes:
-            found.append(PositionUse(value, axes[0]))
-    return found
-
-
-def _met_by_data(model: ir.Model) -> list[ir.Value]:
-    """Computed values that depend on sizes only and are operands of nodes that see data."""
-    fixed = fixed_values(model)
-    met: dict[ir.Value, None] = {}
-    for node in model.graph:
-        if node.outputs[0] in fixed:
-            continue
-        stop = _SIZE_OPERANDS.get(node.op_type, len(node.inputs))
-        for value in node.inputs[:stop]:
-            if value is not None and fixed.get(value):
-                met.setdefault(value)
-    return list(met)
-
-
-def forget_shapes_after(model: ir.Model, source: ir.Value) -> None:
-    """Drop the recorded shapes of what is computed from `source` before it meets data.
-
-    Tables of positions gain a batch axis when their source does; data values keep their shapes.
-    """
-    fixed = fixed_values(model)
-    reached: set[ir.Value | None] = {source}
-    for node in model.graph:
-        if node.outputs[0] not in fixed or node.op_type in {"Shape", "Size"}:
-            continue
-        if reached.intersection(node.inputs):
-            reached |= set(node.outputs)
-    for value in reached:
-        if value is not None and value is not source:
-            value.shape = None
-
-
-def find_position_source(
-    model: ir.Model, use: PositionUse, batch: str, sequence: str
-) -> PositionSource | str | None:
-    """The source of positions of one use.
+class Positions:
+    """Finds sources of positions in one model; what values share is evaluated once.
 
     Args:
-        model: The model.
-        use: A value over the sequence.
-        batch: Symbol of the batch.
-        sequence: Symbol of the number of tokens.
-
-    Returns:
-        The source; None if the value is the same at every position; a sentence why not, otherwise.
+        model: The model; not changed.
+        axes: Axes of the token input.
     """
-    total = max(_OFFSETS) + _NEW
-    try:
-        whole = Probe(model, {batch: 1, sequence: total}).run(use.value)
-    except ProbeFailure as failure:
-        return f"'{use.value.name}' runs over the sequence and cannot be evaluated: {failure}"
-    if whole.shape[use.axis] != total:
-        return f"'{use.value.name}' does not run over the sequence as its shape says"
-    if (whole == np.take(whole, [0], use.axis)).all():
-        return None
-    probe = Probe(model, {batch: len(_OFFSETS), sequence: _NEW})
-    for source in _counting_values(probe, use.value):
-        if _follows(probe, use, source.value, whole):
-            return source
-    return f"'{use.value.name}' depends on positions, and no value [1,S] that counts them gives it"
 
+    def __init__(self, model: ir.Model, axes: TokenAxes):
+        self.model = model
+        self.axes = axes
+        self._few = Probe(model, axes.sizes(len(_NEAR)))
+        self._candidates: dict[ir.Value, PositionSource | None] = {}
 
-def _counting_values(probe: Probe, value: ir.Value) -> list[PositionSource]:
-    """Ancestors [1|B, 1.., S, 1..] that hold 0..S-1 along one axis, in graph order."""
-    reached = ancestors(value)
-    found = []
-    for node in probe.model.graph:
-        candidate = node.outputs[0]
-        if candidate not in reached or data_inputs(candidate):
-            continue
+    def sources(self, value: ir.Value, axis: int) -> tuple[PositionSource, ...] | str:
+        """The sources of positions of one value.
+
+        Args:
+            value: A value that depends on sizes only.
+            axis: Its axis over the sequence.
+
+        Returns:
+            The sources; none if the value is the same at every position; a sentence why not,
+            otherwise.
+        """
+        wholes = self._wholes(value, axis)
+        if isinstance(wholes, str):
+            return wholes
+        if all((whole == np.take(whole, [0], axis)).all() for _, whole in wholes):
+            return ()
+        found = self._found(value)
+        behind = {source: ancestors(source.value) - {source.value} for source in found}
+        first = [s for s in found if not behind[s] & {other.value for other in found}]
+        for chosen in dict.fromkeys([tuple(first), *((source,) for source in found)]):
+            if all(self._follows(value, axis, chosen, *whole) for whole in wholes):
+                return chosen
+        return f"'{value.name}' depends on positions, and nothing that counts them gives it"
+
+    def _wholes(self, value: ir.Value, axis: int) -> list[tuple[_Places, Array]] | str:
+        """Positions to try, and the value for a sequence that reaches as far."""
+        wholes: list[tuple[_Places, Array]] = []
+        for positions in (_NEAR, _FAR):
+            try:
+                wholes.append((positions, self._whole(value, axis, positions)))
+            except ProbeFailure as failure:
+                if positions is _NEAR:  # else it is a table of few rows
+                    problem = f"runs over the sequence and cannot be evaluated: {failure}"
+                    return f"'{value.name}' {problem}"
+        return wholes
+
+    def _whole(self, value: ir.Value, axis: int, positions: _Places) -> Array:
+        total = max(positions) + 2
+        whole = Probe(self.model, self.axes.sizes(total)).run(value)
+        if whole.shape[axis] != total:
+            raise ProbeFailure("its length is not that of the sequence")
+        return whole
+
+    def _found(self, value: ir.Value) -> list[PositionSource]:
+        """Ancestors that count or are cut from a table, in graph order."""
+        fixed, reached = fixed_values(self.model), ancestors(value)
+        found = []
+        for node in self.model.graph:
+            candidate = node.outputs[0]
+            if candidate not in reached or not fixed.get(candidate):
+                continue
+            if candidate not in self._candidates:
+                self._candidates[candidate] = self._candidate(node)
+            source = self._candidates[candidate]
+            found += [source] if source is not None else []
+        return found
+
+    def _candidate(self, node: ir.Node) -> PositionSource | None:
+        value = node.outputs[0]
         try:
-            content = probe.run(candidate)
+            content = self._few.run(value)
         except ProbeFailure:
-            continue
-        if _counts(content):
-            found.append(PositionSource(candidate, content.ndim))
-    return found
+            return None
+        return _counting(value, content) or _cut(node, content)
+
+    def _follows(
+        self,
+        value: ir.Value,
+        axis: int,
+        sources: tuple[PositionSource, ...],
+        positions: _Places,
+        whole: Array,
+    ) -> bool:
+        at = np.array(positions)
+        try:
+            moved = self._few.run(value, {s.value: s.at(at) for s in sources})
+        except ProbeFailure:
+            return False
+        wanted = np.take(whole, at, axis)
+        return moved.shape == wanted.shape and np.allclose(moved, wanted, rtol=1e-5, atol=1e-6)
 
 
-def _counts(content: Array) -> bool:
-    if content.ndim < 2 or content.shape[0] not in (1, len(_OFFSETS)):
-        return False
-    if sorted(content.shape[1:]) != [1] * (content.ndim - 2) + [_NEW]:
-        return False
-    return bool((content.reshape(-1, _NEW) == np.arange(_NEW)).all())
+def _counting(value: ir.Value, content: Array) -> PositionSource | None:
+    count = len(_NEAR)
+    if content.dtype.kind not in "iuf" or content.size != count or count not in content.shape:
+        return None
+    numbers = content.reshape(-1)
+    first = numbers[0]
+    if first != int(first) or not (numbers == np.arange(count) + int(first)).all():
+        return None
+    return PositionSource(value, content.ndim, content.shape.index(count), int(first))
 
 
-def _follows(probe: Probe, use: PositionUse, source: ir.Value, whole: Array) -> bool:
-    try:
-        counted = probe.run(source)
-        offsets = np.reshape(_OFFSETS, (-1, *[1] * (counted.ndim - 1)))
-        moved = probe.run(use.value, {source: counted + offsets.astype(counted.dtype)})
-    except ProbeFailure:
-        return False
-    if moved.shape[0] != len(_OFFSETS) or use.axis == 0:
-        return False
-    wanted = [np.take(whole, range(o, o + _NEW), use.axis)[0] for o in _OFFSETS]
-    same = moved.shape == (len(_OFFSETS), *wanted[0].shape)
-    return same and np.allclose(moved, np.stack(wanted), rtol=1e-5, atol=1e-6)
+def _cut(node: ir.Node, content: Array) -> PositionSource | None:
+    """The first rows of a constant."""
+    table = _content(node.inputs[0]) if node.op_type == "Slice" else None
+    if table is None or table.ndim != content.ndim:
+        return None
+    grown = growing_axes(content, table)
+    if len(grown) != 1 or content.shape[grown[0]] != len(_NEAR):
+        return None
+    if not np.array_equal(np.take(table, range(len(_NEAR)), grown[0]), content):
+        return None
+    return PositionSource(node.outputs[0], content.ndim, grown[0], table=node.inputs[0])
+
+
+def _content(value: ir.Value | None) -> Array | None:
+    """A constant of any size."""
+    if value is None or (value.is_graph_input() and not value.is_initializer()):
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return tensor.numpy() if tensor is not None else None

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from optc.core.context import Array, Context
 from optc.core.errors import SampleError, UnsupportedError
+from optc.ir.flash_attention import flash_attention_nodes
 from optc.rewrite.quant_observe import fetch_groups, tokens_of
 
 __all__ = ["CacheScales", "add_scales", "calibrate"]
@@ -37,12 +38,11 @@ class CacheScales:
     value: Array
 
 
-def calibrate(model: ir.Model, nodes: Sequence[ir.Node], ctx: Context) -> list[CacheScales]:
-    """The scales of each attention, in the order given.
+def calibrate(model: ir.Model, ctx: Context) -> dict[str, CacheScales]:
+    """The scales of each canonical attention, by the name of its output.
 
     Args:
         model: The graph, without a cache; not changed.
-        nodes: Its canonical attention nodes.
         ctx: Has the evaluator and the calibration data.
 
     Raises:
@@ -57,9 +57,15 @@ def calibrate(model: ir.Model, nodes: Sequence[ir.Node], ctx: Context) -> list[C
             where=_WHERE,
             remedy="give --calibration",
         )
-    pairs = [(str(node.inputs[1].name), str(node.inputs[2].name)) for node in nodes]  # type: ignore[union-attr]
-    largest = _largest(model, [name for pair in pairs for name in pair], ctx)
-    return [CacheScales(_scale(largest[key]), _scale(largest[value])) for key, value in pairs]
+    sites = {
+        str(node.outputs[0].name): [str(v.name) for v in node.inputs[1:3] if v is not None]
+        for node in flash_attention_nodes(model)
+    }
+    largest = _largest(model, [name for pair in sites.values() for name in pair], ctx)
+    return {
+        site: CacheScales(_scale(largest[key]), _scale(largest[value]))
+        for site, (key, value) in sites.items()
+    }
 
 
 def _largest(model: ir.Model, names: Sequence[str], ctx: Context) -> Mapping[str, Array]:

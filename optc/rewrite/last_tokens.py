@@ -16,6 +16,7 @@ import dataclasses
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from optc.core.errors import PassContractError
 from optc.ir.constants import constant
 from optc.ir.insert import Insert
 from optc.ir.interface import LOGITS, NEW_LENGTHS, TOKENS
@@ -181,16 +182,22 @@ class _Axes:
         return list(value.shape or ())[self.lead(value) :]
 
 
-def keep_last_tokens(model: ir.Model, tail: Tail) -> None:
+def keep_last_tokens(model: ir.Model, tail: Tail, *, after: ir.Value) -> None:
     """Cut the values that enter the tail down to the last real token of each row, in place.
 
     Args:
         model: The graph; it gets the input `new_lengths` [B] int64.
         tail: Its tail.
+        after: The input that `new_lengths` comes after.
+
+    Raises:
+        PassContractError: What enters the tail is not what entered it when it was found.
     """
     new_lengths = ir.val(NEW_LENGTHS, ir.DataType.INT64, [tail.batch])
-    model.graph.inputs.append(new_lengths)
-    axes = _Axes(tail.batch, tail.sequence)
+    model.graph.inputs.insert(1 + model.graph.inputs.index(after), new_lengths)
+    axes, inside = _Axes(tail.batch, tail.sequence), set(tail.nodes)
+    if any(v not in tail.entries for node in tail.nodes for v in axes.entries(node, inside)):
+        raise PassContractError("what the logits are computed from has changed", where=LOGITS)
     for node in tail.nodes:
         if node.op_type == "Reshape":
             _reshape_any_count(model, node, axes, new_lengths)

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Collection
 
-from optc.core.context import Array
+from optc.core.context import Feeds
 from optc.core.errors import UsageError
 from optc.core.hooks import peak_rss_bytes
 from optc.core.session import Session
-from optc.runtime.sampling import GREEDY, Sampling, choose
+from optc.runtime.row import Row
+from optc.runtime.sampling import GREEDY, Sampling
 from optc.runtime.stepper import Rows, Stepper, make_stepper
 
-__all__ = ["Finish", "Generation", "OnToken", "Stats", "generate"]
+__all__ = ["PREFILL_CHUNK", "Generation", "OnToken", "Stats", "generate"]
 
 OnToken = Callable[[int, int], bool]
 """Called with (row, token) for each new token; True ends that row."""
 
-
-class Finish:
-    """Why a row ended."""
-
-    EOS = "eos"
-    STOP = "stop"
-    LENGTH = "length"
+PREFILL_CHUNK = 256
+"""Enough tokens that a product's cost per token no longer falls; their logits fit in 50 MB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +35,8 @@ class Stats:
         decode_tokens_per_second: New tokens after the first of each row, per second; None when
             there were none.
         peak_rss_bytes: Peak resident memory of the process, in bytes.
+        overhead: Share of the decoding time that was spent outside the session; None when nothing
+            was decoded.
     """
 
     prompt_tokens: int
@@ -45,6 +44,7 @@ class Stats:
     ttft_seconds: float
     decode_tokens_per_second: float | None
     peak_rss_bytes: int
+    overhead: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,88 +68,80 @@ def generate(
     sampling: Sampling = GREEDY,
     eos: Collection[int] = (),
     on_token: OnToken = _never,
+    inputs: Feeds | None = None,
+    prefill_chunk: int | None = PREFILL_CHUNK,
 ) -> Generation:
     """Continue each prompt.
 
     Args:
-        session: A graph with the cache interface, or a plain one from `input_ids` to `logits`.
+        session: A graph with the cache interface, or a plain one from tokens to `logits`.
         prompts: Token ids of each row; rows may differ in length.
         max_new_tokens: Largest number of new tokens per row.
         sampling: How tokens are chosen.
         eos: Token ids that end a row.
         on_token: Called with (row, token) as soon as a token is known; True ends the row.
+        inputs: What else the graph takes, such as an encoder's input; fed unchanged at each call,
+            the first axis is the row.
+        prefill_chunk: With a cache, prompts go in by this many tokens at a time, which bounds the
+            memory that a long one needs; None for all at once.
 
     Raises:
-        UsageError: No prompt, an empty one, or no token asked for.
+        UsageError: No prompt, an empty one, no token asked for, or a chunk of none.
         UnsupportedError: The engine cannot take this; nothing was run.
     """
     if not prompts or not all(len(row) for row in prompts):
         raise UsageError("a prompt has no tokens")
     if max_new_tokens < 1:
         raise UsageError("at least one new token must be asked for", where="max_new_tokens")
-    stepper = make_stepper(session, prompts, max_new_tokens)
-    rows = [_Row(index, sampling, eos, on_token, max_new_tokens) for index in range(len(prompts))]
-    seconds = _loop(stepper, rows, prompts)
+    if prefill_chunk is not None and prefill_chunk < 1:
+        raise UsageError("a chunk has at least one token", where="prefill_chunk")
+    stepper = make_stepper(session, prompts, max_new_tokens, inputs=inputs, chunk=prefill_chunk)
+    rows = [
+        Row(sampling, sampling.rng(row), eos, max_new_tokens, functools.partial(on_token, row))
+        for row in range(len(prompts))
+    ]
+    times = _loop(stepper, rows, prompts)
     return Generation(
         tokens=tuple(tuple(row.tokens) for row in rows),
         finish=tuple(row.finish for row in rows),
-        stats=_stats(prompts, rows, *seconds),
+        stats=_stats(prompts, rows, times),
     )
 
 
-def _loop(stepper: Stepper, rows: list[_Row], prompts: Rows) -> tuple[float, float]:
-    """Run until no row is left; seconds to the first tokens, and seconds after them."""
+@dataclasses.dataclass(frozen=True)
+class _Times:
+    """Seconds to the first tokens, after them, and of the latter those inside the session."""
+
+    first: float
+    rest: float
+    inside: float
+
+
+def _loop(stepper: Stepper, rows: list[Row], prompts: Rows) -> _Times:
+    """Run until no row is left."""
     started = time.perf_counter()
     logits = stepper.feed(prompts)
-    alive = [row for row, scores in zip(rows, logits, strict=True) if row.take(scores)]
-    first = time.perf_counter()
-    positions = [row.index for row in alive]
-    while alive:
-        if len(positions) < len(logits):
-            stepper.keep(positions)
+    going = [row.take(scores) for row, scores in zip(rows, logits, strict=True)]
+    first, inside = time.perf_counter(), stepper.seconds
+    alive = rows
+    while any(going):
+        if not all(going):
+            stepper.keep([position for position, goes in enumerate(going) if goes])
+            alive = [row for row, goes in zip(alive, going, strict=True) if goes]
         logits = stepper.feed([row.tokens[-1:] for row in alive])
         going = [row.take(scores) for row, scores in zip(alive, logits, strict=True)]
-        positions = [position for position, goes in enumerate(going) if goes]
-        alive = [alive[position] for position in positions]
-    return first - started, time.perf_counter() - first
+    return _Times(first - started, time.perf_counter() - first, stepper.seconds - inside)
 
 
-class _Row:
-    """The new tokens of one row, and when it is over."""
-
-    def __init__(
-        self, index: int, sampling: Sampling, eos: Collection[int], on_token: OnToken, limit: int
-    ):
-        self.index = index
-        self.tokens: list[int] = []
-        self.finish = Finish.LENGTH
-        self._sampling = sampling
-        self._rng = sampling.rng(index)
-        self._eos = frozenset(eos)
-        self._on_token = on_token
-        self._limit = limit
-
-    def take(self, scores: Array) -> bool:
-        """Choose the next token from `scores` [vocab]; whether the row goes on."""
-        token = choose(scores, self._sampling, self._rng)
-        self.tokens.append(token)
-        stopped = self._on_token(self.index, token)
-        if token in self._eos:
-            self.finish = Finish.EOS
-            return False
-        if stopped:
-            self.finish = Finish.STOP
-            return False
-        return len(self.tokens) < self._limit
-
-
-def _stats(prompts: Rows, rows: list[_Row], first: float, rest: float) -> Stats:
+def _stats(prompts: Rows, rows: list[Row], times: _Times) -> Stats:
     count = sum(len(row.tokens) for row in rows)
     later = count - len(rows)
+    decoded = later > 0 and times.rest > 0
     return Stats(
         prompt_tokens=sum(len(row) for row in prompts),
         new_tokens=count,
-        ttft_seconds=first,
-        decode_tokens_per_second=later / rest if later and rest > 0 else None,
+        ttft_seconds=times.first,
+        decode_tokens_per_second=later / times.rest if decoded else None,
         peak_rss_bytes=peak_rss_bytes(),
+        overhead=1 - times.inside / times.rest if decoded else None,
     )

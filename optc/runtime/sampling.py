@@ -48,6 +48,8 @@ class Sampling:
 
 GREEDY = Sampling()
 
+_FEW = 256
+
 
 def choose(logits: Array, sampling: Sampling, rng: np.random.Generator) -> int:
     """Choose one token.
@@ -62,15 +64,47 @@ def choose(logits: Array, sampling: Sampling, rng: np.random.Generator) -> int:
     """
     if sampling.temperature == 0:
         return int(np.argmax(logits))
-    order = np.argsort(-logits.astype(np.float64), kind="stable")
-    if sampling.top_k:
-        order = order[: sampling.top_k]
-    scores = logits[order].astype(np.float64) / sampling.temperature
-    weights = np.exp(scores - scores[0])
-    weights /= weights.sum()
-    if sampling.top_p < 1:
+    scores = logits.astype(np.float64) / sampling.temperature
+    weights = np.exp(scores - scores.max())
+    if sampling.top_k or sampling.top_p < 1:
+        order = _most_likely(weights, sampling.top_k or len(weights), sampling.top_p)
+        return int(order[_draw(weights[order], rng)])
+    return _draw(weights, rng)
+
+
+def _most_likely(weights: Array, top_k: int, top_p: float) -> Array:
+    """Ids of the tokens that are kept, most likely first, among equals the lowest first.
+
+    Only as many are put in order as are needed: a few hundred of a vocabulary, most of the time.
+    """
+    count = min(top_k, len(weights)) if top_p == 1 else min(top_k, len(weights), _FEW)
+    while True:
+        order = _largest(weights, count)
+        if top_p == 1:
+            return order
+        # Top-p is about what top-k left.
+        total = weights.sum() if top_k >= len(weights) else weights[_largest(weights, top_k)].sum()
         # A token stays while the mass in front of it is below top_p: the first always does.
-        before = np.cumsum(weights) - weights
-        weights = weights[before < sampling.top_p]
-        weights /= weights.sum()
-    return int(order[rng.choice(len(weights), p=weights)])
+        sums = np.cumsum(weights[order])
+        if sums[-1] >= top_p * total or count == min(top_k, len(weights)):
+            return order[: 1 + int(np.searchsorted(sums[:-1], top_p * total))]
+        count = min(top_k, len(weights), 8 * count)
+
+
+def _largest(weights: Array, count: int) -> Array:
+    """Ids of the `count` largest, in order."""
+    if count < len(weights):
+        least = np.partition(weights, len(weights) - count)[len(weights) - count]
+        found = np.flatnonzero(weights >= least)
+    else:
+        found = np.arange(len(weights))
+    order = np.argsort(-weights[found], kind="stable")
+    chosen: Array = found[order[:count]]
+    return chosen
+
+
+def _draw(weights: Array, rng: np.random.Generator) -> int:
+    """An index, with a probability in proportion to its weight."""
+    sums = np.cumsum(weights)
+    index = int(np.searchsorted(sums, rng.random() * sums[-1], side="right"))
+    return min(index, len(weights) - 1)  # the product may be rounded up to the sum

@@ -7,16 +7,27 @@ Rows may differ in length; they are padded on the right, where causal attention 
 from __future__ import annotations
 
 import abc
+import time
 from collections.abc import Sequence
 
 import numpy as np
 
-from optc.core.context import Array
+from optc.core.context import Array, Feeds
 from optc.core.errors import UnsupportedError
 from optc.core.session import Port, Session
-from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, TOKENS, cache_ports
+from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, cache_ports, token_input
+from optc.runtime.cache import make_cache
 
-__all__ = ["CachedStepper", "RecomputeStepper", "Rows", "Stepper", "make_stepper", "places"]
+__all__ = [
+    "CachedStepper",
+    "RecomputeStepper",
+    "Rows",
+    "Stepper",
+    "last_logits",
+    "make_stepper",
+    "padded",
+    "places",
+]
 
 Rows = Sequence[Sequence[int]]
 
@@ -29,28 +40,53 @@ class Stepper(abc.ABC):
 
     @abc.abstractmethod
     def feed(self, rows: Rows) -> Array:
-        """Append tokens to each row (at least one each); logits after the last, [rows, vocab]."""
+        """Append tokens to each row (at least one each).
+
+        Returns:
+            Logits after each row's last token, [rows, vocab]; good until the next call.
+        """
 
     @abc.abstractmethod
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only, by their present position in the batch."""
+        """Go on with these rows only, by their present position in the batch, ascending."""
+
+    @property
+    @abc.abstractmethod
+    def seconds(self) -> float:
+        """Seconds spent inside the session so far."""
 
 
-def make_stepper(session: Session, prompts: Rows, max_new_tokens: int) -> Stepper:
+def make_stepper(
+    session: Session,
+    prompts: Rows,
+    max_new_tokens: int,
+    *,
+    inputs: Feeds | None = None,
+    chunk: int | None = None,
+) -> Stepper:
     """Pick the stepper that fits the session's signature, before anything is run.
+
+    Args:
+        session: The session.
+        prompts: Token ids of each row.
+        max_new_tokens: Largest number of new tokens per row.
+        inputs: What else the graph takes, fed unchanged at each call; the first axis is the batch.
+        chunk: Largest number of tokens of a row in one call; only with a cache.
 
     Raises:
         UnsupportedError: Not a language model; an input nobody can fill; a batch or a length that
             does not fit what the engine was built for.
     """
-    inputs = {port.name: port for port in session.inputs}
-    if TOKENS not in inputs or LOGITS not in {port.name for port in session.outputs}:
-        raise UnsupportedError(f"the engine has no input '{TOKENS}' or no output '{LOGITS}'")
-    _check_batch(inputs[TOKENS], len(prompts))
+    extra = dict(inputs or {})
+    ports = {port.name: port for port in session.inputs}
+    tokens = token_input(session.inputs)
+    if tokens is None or LOGITS not in {port.name for port in session.outputs}:
+        raise UnsupportedError(f"the engine has no input 'input_ids' or no output '{LOGITS}'")
+    _check_batch(tokens, len(prompts))
     caches = cache_ports(session.inputs)
-    cached = bool(caches) and LENGTHS in inputs
+    cached = bool(caches) and LENGTHS in ports
     known = {LENGTHS, NEW_LENGTHS, *(c.past for c in caches)} if cached else {_MASK, _POSITIONS}
-    _check_known(inputs, known | {TOKENS})
+    _check_known(ports, known | {tokens.name, *extra})
     # The last new token is never fed back.
     longest, room = max(len(row) for row in prompts) + max_new_tokens - 1, places(session)
     if room is not None and longest > room:
@@ -59,13 +95,16 @@ def make_stepper(session: Session, prompts: Rows, max_new_tokens: int) -> Steppe
             f"prompt and new tokens need {longest} places, {limit} {room}",
             remedy="give a shorter prompt or fewer new tokens",
         )
-    return (CachedStepper if cached else RecomputeStepper)(session, len(prompts))
+    if cached:
+        return CachedStepper(session, len(prompts), longest, inputs=extra, chunk=chunk)
+    return RecomputeStepper(session, len(prompts), inputs=extra)
 
 
 def places(session: Session) -> int | None:
     """Tokens that fit in a static cache or a fixed sequence axis; None where there is no limit."""
-    widths = [port.shape[-1] for port in session.inputs if port.name == TOKENS and port.shape]
-    caches = cache_ports(session.inputs)
+    tokens = token_input(session.inputs)
+    widths = tokens.shape[-1:] if tokens else ()
+    caches = [cache for cache in cache_ports(session.inputs) if not cache.is_cross]
     limits = [c.capacity for c in caches] if caches else widths
     return min((n for n in limits if isinstance(n, int)), default=None)
 
@@ -84,61 +123,114 @@ def _check_known(inputs: dict[str, Port], known: set[str]) -> None:
 
 
 class CachedStepper(Stepper):
-    """A graph with the cache interface: each token is computed once."""
+    """A graph with the cache interface: each token is computed once.
 
-    def __init__(self, session: Session, batch: int):
-        self._session = session
-        self._caches = cache_ports(session.inputs)
-        self._past = {cache.past: cache.empty(batch) for cache in self._caches}
+    Args:
+        session: The session.
+        batch: Number of rows.
+        tokens: Tokens that a row must have room for.
+        inputs: What else the graph takes, fed unchanged; the first axis is the batch.
+        chunk: Largest number of tokens of a row in one call, which bounds the memory that a long
+            prompt needs; None for all at once.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        batch: int,
+        tokens: int,
+        *,
+        inputs: Feeds | None = None,
+        chunk: int | None = None,
+    ):
+        self._cache = make_cache(session, batch, tokens)
+        self._feeds = dict(inputs or {})
+        token_port = token_input(session.inputs)
+        self._tokens = token_port.name if token_port else ""
+        self._says_new = any(port.name == NEW_LENGTHS for port in session.inputs)
         self._lengths = np.zeros(batch, np.int64)
-        self._last_only = any(port.name == NEW_LENGTHS for port in session.inputs)
+        self._chunk = chunk
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent inside the session so far."""
+        return self._cache.seconds
 
     def feed(self, rows: Rows) -> Array:
         """Run the new tokens against the cache."""
-        tokens, counts = _padded(rows)
-        feeds = {TOKENS: tokens, LENGTHS: self._lengths, **self._past}
-        if self._last_only:
-            feeds[NEW_LENGTHS] = counts
-        found = self._session.run(feeds)
-        self._past = {cache.past: found[cache.present] for cache in self._caches}
+        longest = max(len(row) for row in rows)
+        step = self._chunk or longest
+        logits = self._feed(rows, 0, step)
+        for start in range(step, longest, step):
+            logits = logits.copy()
+            more = self._feed(rows, start, step)
+            here = [index for index, row in enumerate(rows) if len(row) > start]
+            logits[here] = more[here]
+        return logits
+
+    def _feed(self, rows: Rows, start: int, count: int) -> Array:
+        """Run the next `count` tokens of each row, from `start` on; rows may have none left."""
+        tokens, counts = padded([row[start : start + count] for row in rows])
+        feeds = {**self._feeds, self._tokens: tokens, LENGTHS: self._lengths}
+        if self._says_new:
+            # What a row without tokens answers is nobody's.
+            feeds[NEW_LENGTHS] = np.maximum(counts, 1)
+        logits = self._cache.step(feeds, (LOGITS,))[LOGITS]
         self._lengths = self._lengths + counts
-        logits: Array = found[LOGITS]
-        return logits[:, 0] if self._last_only else _last(logits, counts)
+        return last_logits(logits, counts)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop the other rows from the cache."""
+        """Drop the other rows from the cache: those that stay move to the front."""
+        for target, source in enumerate(rows):
+            if target != source:
+                self._cache.move(source, target, int(self._lengths[source]))
         chosen = np.asarray(rows, np.int64)
-        self._past = {name: past[chosen] for name, past in self._past.items()}
         self._lengths = self._lengths[chosen]
+        self._feeds = {name: array[chosen] for name, array in self._feeds.items()}
 
 
 class RecomputeStepper(Stepper):
-    """A plain graph, `input_ids` to `logits`: everything is computed again for every token."""
+    """A plain graph, tokens to `logits`: everything is computed again for every token."""
 
-    def __init__(self, session: Session, batch: int):
+    def __init__(self, session: Session, batch: int, *, inputs: Feeds | None = None):
         self._session = session
-        self._names = {port.name for port in session.inputs}
-        width = next(port.shape[-1] for port in session.inputs if port.name == TOKENS)
+        self._feeds = dict(inputs or {})
+        self._names = {port.name for port in session.inputs} - set(self._feeds)
+        token_port = token_input(session.inputs)
+        assert token_port is not None  # see make_stepper
+        self._tokens, width = token_port.name, token_port.shape[-1]
         self._width = width if isinstance(width, int) else None
         self._rows: list[list[int]] = [[] for _ in range(batch)]
+        self._seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent inside the session so far."""
+        return self._seconds
 
     def feed(self, rows: Rows) -> Array:
         """Run all tokens so far."""
         self._rows = [[*old, *new] for old, new in zip(self._rows, rows, strict=True)]
-        tokens, counts = _padded(self._rows, self._width)
+        tokens, counts = padded(self._rows, self._width)
         positions = np.arange(tokens.shape[1], dtype=np.int64)
         mask = (positions < counts[:, None]).astype(np.int64)
         spread = np.broadcast_to(positions, tokens.shape).copy()
-        known = {TOKENS: tokens, _MASK: mask, _POSITIONS: spread}
+        known = {self._tokens: tokens, _MASK: mask, _POSITIONS: spread}
         feeds = {name: array for name, array in known.items() if name in self._names}
-        return _last(self._session.run(feeds, (LOGITS,))[LOGITS], counts)
+        started = time.perf_counter()
+        logits = self._session.run({**self._feeds, **feeds}, (LOGITS,))[LOGITS]
+        self._seconds += time.perf_counter() - started
+        return last_logits(logits, counts)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Forget the other rows."""
         self._rows = [self._rows[row] for row in rows]
+        chosen = np.asarray(rows, np.int64)
+        self._feeds = {name: array[chosen] for name, array in self._feeds.items()}
 
 
-def _padded(rows: Rows, width: int | None = None) -> tuple[Array, Array]:
+def padded(rows: Rows, width: int | None = None) -> tuple[Array, Array]:
+    """Rows as one array [rows, width] with zeros behind each row's end, and each row's count."""
     counts = np.array([len(row) for row in rows], np.int64)
     tokens = np.zeros((len(rows), width or int(counts.max())), np.int64)
     for index, row in enumerate(rows):
@@ -146,6 +238,9 @@ def _padded(rows: Rows, width: int | None = None) -> tuple[Array, Array]:
     return tokens, counts
 
 
-def _last(logits: Array, counts: Array) -> Array:
+def last_logits(logits: Array, counts: Array) -> Array:
+    """Of [B,S,V] what follows each row's last token; a graph may give just that, [B,1,V]."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
     found: Array = logits[np.arange(len(counts)), counts - 1]
     return found

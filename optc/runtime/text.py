@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 
 from optc.core.errors import UsageError
 from optc.core.session import Session
-from optc.runtime.generate import Finish, Stats, generate
+from optc.runtime.generate import Stats, generate
+from optc.runtime.row import Finish
 from optc.runtime.sampling import GREEDY, Sampling
 from optc.runtime.tokenizer import Tokenizer
 
-__all__ = ["Completion", "OnText", "StopFilter", "complete"]
+__all__ = ["Completion", "OnText", "StopFilter", "TextRow", "complete"]
 
 OnText = Callable[[int, str], None]
 """Called with (row, text) whenever more text of a row is certain."""
@@ -100,7 +101,7 @@ def complete(
     """
     if not all(stop):
         raise UsageError("a stop string is empty")
-    rows = [_TextRow(index, tokenizer, stop, on_text) for index in range(len(prompts))]
+    rows = [TextRow(index, tokenizer, stop, on_text) for index in range(len(prompts))]
     found = generate(
         session,
         prompts,
@@ -117,8 +118,18 @@ def complete(
     return Completion(texts, found.tokens, tuple(finish), found.stats)
 
 
-class _TextRow:
-    """The text of one row."""
+class TextRow:
+    """The text of one row, as it becomes certain.
+
+    Args:
+        index: What `on_text` is told is the row.
+        tokenizer: Decodes.
+        stop: Strings that end the row; they are not part of its text.
+        on_text: Called with (row, text).
+
+    Attributes:
+        pieces: The text so far, in pieces.
+    """
 
     def __init__(self, index: int, tokenizer: Tokenizer, stop: Sequence[str], on_text: OnText):
         self.pieces: list[str] = []
@@ -129,13 +140,16 @@ class _TextRow:
 
     @property
     def stopped(self) -> bool:
+        """Whether a stop string came."""
         return self._filter.hit
 
     def push(self, token: int) -> bool:
+        """Add one token; whether the row ends here."""
         self._show(self._filter.push(self._stream.push(token)))
         return self.stopped
 
     def finish(self) -> None:
+        """Show what was held back; called once, after the last token."""
         self._show(self._filter.push(self._stream.finish()))
         self._show(self._filter.finish())
 

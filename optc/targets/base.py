@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import abc
 from pathlib import Path
-from typing import Any, ClassVar
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from optc.core.session import Session
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["Target"]
 

@@ -5,23 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import onnx_ir as ir
-import onnx_ir.passes.common as common
 import onnxruntime
 
 from optc.core.errors import OptcError
 from optc.core.session import Port
+from optc.ir.external import check_external_data
 from optc.ir.interface import ports
-from optc.ir.load import load_model
-from optc.ir.save import save_model
 from optc.targets.base import Target
-from optc.targets.evaluate import check_file
-from optc.targets.ort_attention import attention_facts, lower_attention
-from optc.targets.ort_norms import lower_norms
-from optc.targets.ort_quant import lower_quant
+from optc.targets.ort_in_place import caches_in_place
 from optc.targets.ort_session import OrtSession
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["ENGINE", "Ort"]
 
@@ -55,17 +52,17 @@ class Ort(Target):
 
     def lower(self, model: ir.Model) -> ir.Model:
         """A copy with attention and quantised products as the runtime's kernels, nothing unused."""
-        lowered = model.clone()
-        lower_attention(lowered)
-        lower_norms(lowered)
-        lower_quant(lowered)
-        common.RemoveUnusedNodesPass()(lowered)
-        common.RemoveUnusedFunctionsPass()(lowered)  # type: ignore[no-untyped-call]
-        common.RemoveUnusedOpsetsPass()(lowered)
-        return lowered
+        # Imported where it is needed: who runs a bundle does not pay for the compiler.
+        from optc.targets.ort_lower import lowered
+
+        return lowered(model)
 
     def build(self, model: ir.Model, folder: Path) -> dict[str, Any]:
         """Write `engine.onnx` and `engine.onnx.data`, reopen them, and compare the signatures."""
+        from optc.ir.save import save_model
+        from optc.targets.evaluate import check_file
+        from optc.targets.ort_attention import attention_facts
+
         path = save_model(model, folder / ENGINE)
         check_file(path)
         with OrtSession(path, threads=self.threads) as session:
@@ -89,8 +86,8 @@ class Ort(Target):
     def open(self, folder: Path) -> OrtSession:
         """Open the engine; its external data is checked before the runtime sees it."""
         path = folder / ENGINE
-        load_model(path)
-        return OrtSession(path, threads=self.threads)
+        in_place = caches_in_place(check_external_data(path))
+        return OrtSession(path, threads=self.threads, in_place=in_place)
 
 
 def _same_signature(kind: str, wrote: Sequence[Port], read: Sequence[Port]) -> None:

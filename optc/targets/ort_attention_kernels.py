@@ -203,7 +203,9 @@ class Kernels:
     def _most(self, site: Site, valid: ir.Value) -> ir.Value:
         if site.spec.cache != "static":
             return self._add(site, "most", "ReduceMax", [valid], keepdims=0)
-        held = self._size(site, site.inputs["past_key"], 2)
+        past = site.inputs["past_key"]
+        size = past.shape[2] if past.shape is not None else None
+        held = self._constant(size) if isinstance(size, int) else self._size(site, past, 2)
         return self._add(site, "room", "Squeeze", [held])
 
     def _valid(self, site: Site, rows: list[ir.Value]) -> ir.Value:

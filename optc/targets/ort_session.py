@@ -1,5 +1,8 @@
 """`OrtSession`: an ONNX file, open in ONNX Runtime on the CPU.
 
+Arrays go in and come out by `run`; caches that the graph may update in place stay where they are,
+by `new_cache` (`optc.targets.ort_cache`).
+
 Feeds are checked here and not by the runtime, so that a wrong sample is told apart from a graph
 that the runtime cannot run: the first is a `SampleError`, the second an `UnsupportedError`.
 """
@@ -7,7 +10,7 @@ that the runtime cannot run: the first is a `SampleError`, the second an `Unsupp
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,9 +22,12 @@ from optc.core.context import Array, Feeds
 from optc.core.errors import ModelFileError, OptcError, SampleError, UnsupportedError
 from optc.core.registry import suggestion
 from optc.core.session import Port
+from optc.ir.interface import LENGTHS, cache_ports
+from optc.targets.feeds import check_feeds
+from optc.targets.ort_cache import OrtCache
 from optc.targets.room import check_room
 
-__all__ = ["OrtSession", "check_feeds"]
+__all__ = ["OrtSession"]
 
 # The package re-exports its classes in a way that type checkers do not follow.
 _ort: Any = onnxruntime
@@ -62,21 +68,26 @@ _DAMAGED: tuple[type[Exception], ...] = (
 
 
 class OrtSession:
-    """A graph on ONNX Runtime's CPU kernels. Implements `optc.core.session.Session`.
+    """A graph on ONNX Runtime's CPU kernels. Implements `optc.core.session.CachedSession`.
 
     Usable as a context manager, which closes it.
 
     Args:
         path: An `.onnx` file; its external data lies beside it.
         threads: Threads of one operator; the runtime's own choice when None.
+        in_place: Cache inputs that may be one memory with the outputs that replace them, as
+            `optc.targets.ort_cache.caches_in_place` finds them.
 
     Raises:
         ModelFileError: No such file, or not ONNX.
         UnsupportedError: The runtime refuses the graph.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None):
+    def __init__(
+        self, path: str | Path, *, threads: int | None = None, in_place: Collection[str] = ()
+    ):
         self._path = Path(path)
+        self._in_place = frozenset(in_place)
         self._session: Any = _open(self._path, _options(threads))
         self._inputs = tuple(_port(arg) for arg in self._session.get_inputs())
         self._outputs = tuple(_port(arg) for arg in self._session.get_outputs())
@@ -120,14 +131,47 @@ class OrtSession:
         return list(fetch)
 
     def _call(self, names: list[str], feeds: dict[str, Array]) -> list[Array]:
-        """The one place that enters the runtime; I/O binding is another way to do just this."""
-        if self._session is None:
-            raise OptcError("the session is closed", where=self._path.name)
         try:
-            found: list[Array] = self._session.run(names, feeds)
+            found: list[Array] = self._opened().run(names, feeds)
         except _FAILURES as error:
             raise _refusal(error, self._path) from error
         return found
+
+    def new_cache(self, rows: int, tokens: int) -> OrtCache | None:
+        """Buffers that the graph updates in place; None if some site of it cannot.
+
+        Args:
+            rows: Number of rows.
+            tokens: Tokens that a row must have room for.
+
+        Raises:
+            UnsupportedError: The engine's caches have a fixed size, and it is smaller.
+        """
+        caches = cache_ports(self._inputs)
+        stays = self._in_place.issuperset(cache.past for cache in caches)
+        if not caches or not stays or all(port.name != LENGTHS for port in self._inputs):
+            return None
+        return OrtCache(self, caches, rows, tokens)
+
+    def binding(self) -> Any:
+        """A new, empty I/O binding."""
+        return self._opened().io_binding()
+
+    def run_bound(self, binding: Any) -> None:
+        """Run once on what is bound.
+
+        Raises:
+            UnsupportedError: The runtime failed on the graph.
+        """
+        try:
+            self._opened().run_with_iobinding(binding)
+        except _FAILURES as error:
+            raise _refusal(error, self._path) from error
+
+    def _opened(self) -> Any:
+        if self._session is None:
+            raise OptcError("the session is closed", where=self._path.name)
+        return self._session
 
     def close(self) -> None:
         """Give back the runtime's memory; the session cannot be run any more."""
@@ -181,33 +225,3 @@ def _port(arg: Any) -> Port:
     element = re.fullmatch(r"tensor\((\w+)\)", arg.type)
     dtype = _DTYPES.get(element.group(1), element.group(1)) if element else arg.type
     return Port(arg.name, dtype, tuple("?" if dim is None else dim for dim in arg.shape))
-
-
-def check_feeds(inputs: tuple[Port, ...], feeds: Mapping[str, Array]) -> None:
-    """See that `feeds` has each input once, with its dtype, rank and fixed sizes.
-
-    Raises:
-        SampleError: It does not; the message names the input.
-    """
-    known = [port.name for port in inputs]
-    for name in feeds:
-        if name not in known:
-            raise SampleError(f"there is no input '{name}'", remedy=suggestion(name, known))
-    for port in inputs:
-        if port.name not in feeds:
-            raise SampleError(f"the input '{port.name}' is missing")
-        _check_array(port, feeds[port.name])
-
-
-def _check_array(port: Port, array: Array) -> None:
-    if port.dtype not in (array.dtype.name, "object"):
-        problem = f"the input '{port.name}' is {array.dtype.name}, the graph takes {port.dtype}"
-        raise SampleError(problem)
-    fits = len(port.shape) == array.ndim and all(
-        not isinstance(want, int) or want == size
-        for want, size in zip(port.shape, array.shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join(str(dim) for dim in port.shape)
-        problem = f"the input '{port.name}' has shape {list(array.shape)}, the graph takes"
-        raise SampleError(f"{problem} [{wanted}]")

@@ -13,10 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optc.core.errors import ModelFileError, OutputError
+from optc.ir.external import check_external_data
 from optc.ir.load import load_canonical, load_model
 from optc.ir.save import save_model
 
 DATA = "model.onnx.data"
+Reader = Callable[[Path], object]
+READERS = pytest.mark.parametrize("read", [load_model, check_external_data])
 
 
 def linear() -> ir.Model:
@@ -122,21 +125,24 @@ def test_a_model_file_cut_in_the_middle(saved: Path) -> None:
         load_model(saved)
 
 
-def test_external_data_that_is_missing(saved: Path) -> None:
+@READERS
+def test_external_data_that_is_missing(saved: Path, read: Reader) -> None:
     (saved.parent / DATA).unlink()
     with pytest.raises(ModelFileError, match=f"its external data file '{DATA}' is missing; copy"):
-        load_model(saved)
+        read(saved)
 
 
-def test_external_data_that_is_truncated(saved: Path) -> None:
+@READERS
+def test_external_data_that_is_truncated(saved: Path, read: Reader) -> None:
     data = saved.parent / DATA
     data.write_bytes(data.read_bytes()[:-1])
     with pytest.raises(ModelFileError) as caught:
-        load_model(saved)
+        read(saved)
     size = 64 * 64 * 4
     assert f"'W' needs byte {size}, the file ends at {size - 1}" in str(caught.value)
 
 
+@READERS
 @pytest.mark.parametrize(
     "location",
     [
@@ -147,14 +153,14 @@ def test_external_data_that_is_truncated(saved: Path) -> None:
     ids=["parent", "absolute", "link"],
 )
 def test_external_data_outside_the_folder_is_never_opened(
-    saved: Path, location: Callable[[Path], str]
+    saved: Path, location: Callable[[Path], str], read: Reader
 ) -> None:
     outside = saved.parent.parent / "outside.data"
     outside.write_bytes((saved.parent / DATA).read_bytes())
     (saved.parent / "link.data").symlink_to(outside)
     redirect(saved, location(saved.parent))
     with pytest.raises(ModelFileError, match="'W' lies outside the model's folder"):
-        load_model(saved)
+        read(saved)
 
 
 def test_loading_canonically_converts_the_opset(tmp_path: Path) -> None:

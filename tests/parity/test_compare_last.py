@@ -11,7 +11,7 @@ import pytest
 from tiny_lm import OrtModel, cached_lm, open_model, plain_lm
 
 from optc.core.context import Array, Feeds
-from optc.ir.interface import NEW_LENGTHS
+from optc.ir.interface import LENGTHS, NEW_LENGTHS
 from optc.ir.reference import Reference, Sample
 from optc.ir.shapes import infer_shapes
 from optc.parity.baseline import Baseline
@@ -34,7 +34,8 @@ def cached(*, capacity: int | None = None, last: bool = True) -> ir.Model:
     infer_shapes(model)
     tail = find_tail(model, "B", "S")
     assert isinstance(tail, Tail)
-    keep_last_tokens(model, tail)
+    lengths = next(value for value in model.graph.inputs if value.name == LENGTHS)
+    keep_last_tokens(model, tail, after=lengths)
     common.TopologicalSortPass()(model)
     return model
 

@@ -6,25 +6,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import onnx_ir as ir
 import pytest
 import tokenizers
+from tiny_generator import tiny_language_model
 from tokenizers import decoders, models, pre_tokenizers
 
 from optc.core.session import Session
-from optc.ir.flash_attention import AttentionSpec, add_flash_attention
 from optc.targets.evaluate import open_model
-
-VOCAB, WIDTH, HEADS, DIM = 259, 8, 2, 4
-WEIGHTS = (
-    ("embedding", VOCAB, WIDTH),
-    ("places", 64, WIDTH),
-    ("wq", WIDTH, WIDTH),
-    ("wk", WIDTH, WIDTH),
-    ("wv", WIDTH, WIDTH),
-    ("head", WIDTH, VOCAB),
-)
+from optc.targets.ort import Ort
 
 
 @pytest.fixture
@@ -43,99 +32,40 @@ def tokenizer_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def tiny_language_model(cache: str, capacity: int | None = None) -> ir.Model:
-    """One attention layer over learned positions.
-
-    Args:
-        cache: `""` for a plain graph, else `concat` or `static`.
-        capacity: Places of a static cache.
-    """
-    width = capacity if cache == "static" else "past"
-    state = f"float[B,{HEADS},{width},{DIM}]"
-    cached = f", int64[B] cache_lengths, {state} past_key, {state} past_value" if cache else ""
-    start = "cache_lengths" if cache else "none"
-    weights = ", ".join(f"float[{rows},{cols}] {name}" for name, rows, cols in WEIGHTS)
-    text = f"""<ir_version: 11, opset_import: ["": 24]>
-tiny (int64[B,S] input_ids{cached}, {weights}) => (float[B,S,{VOCAB}] logits) {{
-  batch = Shape<start = 0, end = 1>(input_ids)
-  steps_1d = Shape<start = 1, end = 2>(input_ids)
-  steps = Squeeze(steps_1d)
-  zero = Constant<value_int = 0>()
-  one = Constant<value_int = 1>()
-  axis = Constant<value_ints = [1]>()
-  none = Expand(zero, batch)
-  offsets = Range(zero, steps, one)
-  first = Unsqueeze({start}, axis)
-  positions = Add(first, offsets)
-  word = Gather(embedding, input_ids)
-  place = Gather(places, positions)
-  x = Add(word, place)
-  q3 = MatMul(x, wq)
-  k3 = MatMul(x, wk)
-  v3 = MatMul(x, wv)
-  split = Constant<value_ints = [0, 0, {HEADS}, {DIM}]>()
-  q4 = Reshape(q3, split)
-  k4 = Reshape(k3, split)
-  v4 = Reshape(v3, split)
-  q = Transpose<perm = [0, 2, 1, 3]>(q4)
-  k = Transpose<perm = [0, 2, 1, 3]>(k4)
-  v = Transpose<perm = [0, 2, 1, 3]>(v4)
-  lengths = Add({start}, steps)
-  attended = Identity(q)
-  back = Transpose<perm = [0, 2, 1, 3]>(attended)
-  join = Constant<value_ints = [0, 0, {WIDTH}]>()
-  y = Reshape(back, join)
-  z = Add(x, y)
-  logits = MatMul(z, head)
-}}"""
-    model = ir.from_onnx_text(text)
-    _fill_weights(model)
-    _insert_attention(model, cache)
-    return model
-
-
-def _fill_weights(model: ir.Model) -> None:
-    rng = np.random.default_rng(7)
-    named = {value.name: value for value in model.graph.inputs}
-    for name, rows, cols in WEIGHTS:
-        value = named[name]
-        value.const_value = ir.tensor(rng.normal(size=(rows, cols)).astype(np.float32), name=name)
-        model.graph.inputs.remove(value)
-        model.graph.register_initializer(value)
-
-
-def _insert_attention(model: ir.Model, cache: str) -> None:
-    values = {value.name: value for node in model.graph for value in node.outputs}
-    values |= {value.name: value for value in model.graph.inputs}
-    spec = AttentionSpec(scale=0.5, causal=True, cache=cache, lengths=bool(cache))
-    inputs = {"query": values["q"], "key": values["k"], "value": values["v"]}
-    if cache:
-        inputs |= {name: values[name] for name in ("past_key", "past_value", "lengths")}
-    node = add_flash_attention(model, spec, inputs, name="attention")
-    stand_in = values["attended"].producer()
-    assert stand_in is not None
-    model.graph.insert_before(stand_in, node)
-    stand_in.replace_input_with(0, node.outputs[0])
-    for part, output in zip(("key", "value"), node.outputs[1:], strict=False):
-        past = values[f"past_{part}"]
-        past.name, output.name = f"past_key_values.0.{part}", f"present.0.{part}"
-        output.type, output.shape = past.type, ir.Shape(["B", HEADS, "present", DIM])
-        model.graph.outputs.append(output)
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def plain() -> Iterator[Session]:
     with open_model(tiny_language_model("")) as session:
         yield session
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def growing() -> Iterator[Session]:
     with open_model(tiny_language_model("concat")) as session:
         yield session
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def static() -> Iterator[Session]:
     with open_model(tiny_language_model("static", 24)) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def lowered_growing() -> Iterator[Session]:
+    """Whatever room its cache has: `GroupQueryAttention`, updated in place."""
+    with open_model(Ort().lower(tiny_language_model("concat"))) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def lowered_static() -> Iterator[Session]:
+    """A fixed cache, `GroupQueryAttention`, updated in place."""
+    with open_model(Ort().lower(tiny_language_model("static", 24))) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def last() -> Iterator[Session]:
+    """Only the logits after each row's last token."""
+    with open_model(Ort().lower(tiny_language_model("concat", last=True))) as session:
         yield session

@@ -7,10 +7,12 @@ import pytest
 
 from optc.core.errors import UnsupportedError, UsageError
 from optc.core.session import Session
-from optc.runtime.generate import Finish, generate
+from optc.runtime.generate import generate
+from optc.runtime.row import Finish
 from optc.runtime.sampling import Sampling
 
 PROMPTS = [[5, 9, 200], [17], [3, 3, 80, 41, 7, 100]]
+KINDS = ["plain", "growing", "static", "lowered_growing", "lowered_static", "last"]
 
 
 def recomputed(plain: Session, prompt: list[int], count: int) -> tuple[int, ...]:
@@ -22,7 +24,7 @@ def recomputed(plain: Session, prompt: list[int], count: int) -> tuple[int, ...]
     return tuple(text[len(prompt) :])
 
 
-@pytest.mark.parametrize("kind", ["plain", "growing", "static"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS], ids=["one row", "ragged"])
 def test_greedy_equals_full_recompute(
     kind: str, prompts: list[list[int]], plain: Session, request: pytest.FixtureRequest
@@ -33,7 +35,7 @@ def test_greedy_equals_full_recompute(
     assert set(found.finish) == {Finish.LENGTH}
 
 
-@pytest.mark.parametrize("kind", ["plain", "growing", "static"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_rows_that_end_early_leave_the_others_alone(
     kind: str, plain: Session, request: pytest.FixtureRequest
 ) -> None:
@@ -48,10 +50,10 @@ def test_rows_that_end_early_leave_the_others_alone(
 
 
 def test_sampling_repeats_with_its_seed_and_does_not_depend_on_the_batch(growing: Session) -> None:
-    hot = Sampling(temperature=1.5, top_k=50, seed=11)
+    hot = Sampling(temperature=15.0, top_k=50, seed=11)
     alone = generate(growing, PROMPTS[:1], max_new_tokens=10, sampling=hot)
     again = generate(growing, PROMPTS, max_new_tokens=10, sampling=hot)
-    other = generate(growing, PROMPTS[:1], max_new_tokens=10, sampling=Sampling(1.5, 50, seed=12))
+    other = generate(growing, PROMPTS[:1], max_new_tokens=10, sampling=Sampling(15.0, 50, seed=12))
     assert alone.tokens[0] == again.tokens[0]
     assert alone.tokens != other.tokens
 
@@ -78,6 +80,27 @@ def test_statistics_count_what_happened(growing: Session) -> None:
     assert generate(growing, PROMPTS, max_new_tokens=1).stats.decode_tokens_per_second is None
 
 
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("chunk", [1, 2, 5, 6, 7])
+def test_prompts_in_chunks_give_the_same_tokens(
+    kind: str, chunk: int, plain: Session, request: pytest.FixtureRequest
+) -> None:
+    session = request.getfixturevalue(kind)
+    found = generate(session, PROMPTS, max_new_tokens=8, prefill_chunk=chunk)
+    assert found.tokens == tuple(recomputed(plain, prompt, 8) for prompt in PROMPTS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_share_of_time_that_is_our_own_is_told(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    session = request.getfixturevalue(kind)
+    overhead = generate(session, PROMPTS, max_new_tokens=4).stats.overhead
+    assert overhead is not None
+    assert 0 < overhead < 1
+    assert generate(session, PROMPTS, max_new_tokens=1).stats.overhead is None
+
+
 class Untouchable:
     """A session whose run must not be reached."""
 
@@ -101,6 +124,11 @@ def test_what_is_no_language_model_is_refused_before_running(plain: Session) -> 
     nameless.inputs = nameless.inputs[:0]
     with pytest.raises(UnsupportedError, match="no input 'input_ids'"):
         generate(nameless, PROMPTS, max_new_tokens=1)
+
+
+def test_a_chunk_of_nothing_is_refused(growing: Session) -> None:
+    with pytest.raises(UsageError, match="prefill_chunk: a chunk has at least one token"):
+        generate(growing, PROMPTS, max_new_tokens=1, prefill_chunk=0)
 
 
 @pytest.mark.parametrize(("prompts", "count"), [([], 1), ([[1], []], 1), ([[1]], 0)])

@@ -42,6 +42,25 @@ def test_a_tiny_top_p_still_leaves_one_token() -> None:
     assert set(draws(Sampling(temperature=1.0, top_p=1e-6), 50)) == {1}
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.999, 0.5, 1e-9])
+@pytest.mark.parametrize("top_k", [0, 1, 40, 3000, 9999])
+@pytest.mark.parametrize("spread", [0.0, 0.5, 4.0])
+def test_what_is_kept_is_what_sorting_everything_keeps(
+    top_k: int, top_p: float, spread: float, rng: np.random.Generator
+) -> None:
+    """With equals among them, at any place."""
+    logits = np.round(rng.normal(0, spread, 3000), 1).astype(np.float32)
+    order = np.argsort(-logits, kind="stable")[: top_k or None]
+    weights = np.exp(logits[order].astype(np.float64))
+    before = np.cumsum(weights) - weights
+    kept = set(order[before < top_p * weights.sum() * (1 - 1e-12)].tolist()) | {int(order[0])}
+    sampling = Sampling(1.0, top_k, top_p)
+    stream = sampling.rng(0)
+    assert {choose(logits, sampling, stream) for _ in range(300)} <= kept
+    if len(kept) <= 3:
+        assert {choose(logits, sampling, stream) for _ in range(300)} == kept
+
+
 def test_the_same_seed_draws_the_same_and_rows_draw_apart() -> None:
     sampling = Sampling(temperature=1.0, seed=3)
     assert np.array_equal(draws(sampling, 50), draws(sampling, 50))

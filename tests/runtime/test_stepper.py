@@ -23,7 +23,8 @@ class Recorder:
 
     def run(self, feeds: Feeds, fetch: tuple[str, ...] | None = None) -> dict[str, Array]:
         self.asked.append(dict(feeds))
-        logits = np.zeros((*feeds["input_ids"].shape, 4), np.float32)
+        tokens = feeds.get("decoder_input_ids", feeds["input_ids"])
+        logits = np.zeros((*tokens.shape, 4), np.float32)
         logits[..., 1] = 1
         return {"logits": logits}
 
@@ -76,3 +77,23 @@ def test_places_are_those_of_the_smallest_cache() -> None:
     ]
     assert places(Recorder(ids(), *cache)) == 7
     assert places(Recorder(ids())) is None
+
+
+def test_what_an_encoder_takes_is_fed_unchanged_and_its_rows_leave_with_their_row() -> None:
+    graph = Recorder(Port("decoder_input_ids", "int64", ("B", "S")), ids("B", "E"))
+    heard = np.array([[7, 8, 9], [4, 5, 6]])
+    generate(graph, [[2], [3]], max_new_tokens=3, inputs={"input_ids": heard}, on_token=end_first)
+    assert [asked["input_ids"].tolist() for asked in graph.asked] == [
+        heard.tolist(),
+        heard[1:].tolist(),
+        heard[1:].tolist(),
+    ]
+    assert [asked["decoder_input_ids"].tolist() for asked in graph.asked] == [
+        [[2], [3]],
+        [[3, 1]],
+        [[3, 1, 1]],
+    ]
+
+
+def end_first(row: int, token: int) -> bool:
+    return row == 0

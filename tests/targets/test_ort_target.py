@@ -70,7 +70,7 @@ def test_lowering_hands_a_copy_to_the_quantised_kernels(
     linear: ir.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[ir.Model] = []
-    monkeypatch.setattr("optc.targets.ort.lower_quant", seen.append)
+    monkeypatch.setattr("optc.targets.ort_lower.lower_quant", seen.append)
     lowered = Ort().lower(linear)
     assert seen == [lowered]
     assert lowered is not linear

@@ -60,6 +60,29 @@ def test_kv_gives_the_same_logits_piece_by_piece(name, spelling, exports):
     np.testing.assert_allclose(np.concatenate(parts, 1), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize(("name", "spelling"), _params(CACHED))
+def test_the_logits_of_the_last_token_are_those_of_all(name, spelling, exports):
+    """Rows of different lengths, twice; the product with the vocabulary sees one token of each."""
+    case = exports.case(name, spelling)
+    model = load_canonical(case.path)
+    Flash().run(model, Context())
+    assert KV(logits="last").run(model, Context()).rewrites == len(case.family.sites)
+    feeds, expected = case.samples[0]
+    tokens, caches, done = feeds["input_ids"][:2], {}, np.zeros(2, np.int64)
+    with open_model(model) as session:
+        for counts in (np.array([6, 3]), np.array([1, 5])):
+            new = np.zeros((2, max(counts)), np.int64)
+            for row, (start, count) in enumerate(zip(done, counts, strict=True)):
+                new[row, :count] = tokens[row, start : start + count]
+            given = {"input_ids": new, "cache_lengths": done, "new_lengths": counts} | caches
+            out = session.run(complete_feeds(session.inputs, given))
+            caches = {c.past: out[c.present] for c in cache_ports(session.inputs)}
+            done = done + counts
+            assert out["logits"].shape == (2, 1, expected.shape[2])
+            wanted = expected[[0, 1], done - 1]
+            np.testing.assert_allclose(out["logits"][:, 0], wanted, atol=2e-5)
+
+
 @pytest.mark.parametrize(("name", "spelling"), _params(REFUSED))
 def test_kv_says_why_it_leaves_others_alone(name, spelling, exports):
     case = exports.case(name, spelling)

@@ -1,0 +1,110 @@
+"""Values over the sequence that depend on sizes only and meet the data: tables of positions.
+
+Which values run over the sequence is found by evaluating each at two lengths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+from optc.core.context import Array
+from optc.ir.flash_attention import DOMAIN, INPUTS
+from optc.ir.mixing import INDEXING
+from optc.ir.probe import Probe, ProbeFailure, fixed_values
+from optc.ir.recount import TokenAxes
+
+__all__ = ["SIZE_OPERANDS", "PositionUse", "data_uses", "growing_axes", "position_uses"]
+
+_COUNTS = (3, 7)
+# operands that say how many, never which: (op, first such input)
+SIZE_OPERANDS = {
+    "Reshape": 1,
+    "Expand": 1,
+    "Slice": 1,
+    "Unsqueeze": 1,
+    "Squeeze": 1,
+    "Tile": 1,
+    "Pad": 1,
+    "Split": 1,
+    "TopK": 1,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionUse:
+    """A value that runs over the sequence, depends on sizes only, and meets the data.
+
+    Attributes:
+        value: The value, such as a table of cosines.
+        axis: Its axis that runs over the sequence.
+    """
+
+    value: ir.Value
+    axis: int
+
+
+def position_uses(model: ir.Model, axes: TokenAxes) -> list[PositionUse | str]:
+    """Values that depend on sizes only, run over the sequence, and are used by data nodes.
+
+    Masks of attention are not among them: see `optc.ir.position_masks`.
+
+    Args:
+        model: The model.
+        axes: Axes of the token input.
+
+    Returns:
+        The uses; a sentence in place of each value that cannot be evaluated.
+    """
+    probes = [Probe(model, axes.sizes(count, batch=2)) for count in _COUNTS]
+    found: list[PositionUse | str] = []
+    for value in _met_by_data(model):
+        try:
+            contents = [probe.run(value) for probe in probes]
+        except ProbeFailure as failure:
+            found.append(f"'{value.name}' may depend on positions and cannot be read: {failure}")
+            continue
+        grown = growing_axes(*contents)
+        if not grown and not np.array_equal(contents[0], contents[1]):
+            found.append(f"'{value.name}' depends on the number of tokens, which a cache hides")
+        if len(grown) > 1:
+            found.append(
+                f"'{value.name}' runs over the sequence twice, and is no mask of attention"
+            )
+        elif grown:
+            found.append(PositionUse(value, grown[0]))
+    return found
+
+
+def growing_axes(short: Array, long: Array) -> list[int]:
+    """Axes whose sizes differ."""
+    return [i for i, (a, b) in enumerate(zip(short.shape, long.shape, strict=False)) if a != b]
+
+
+def data_uses(model: ir.Model, value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """The nodes that see data and use such a value, and as which operand."""
+    fixed = fixed_values(model)
+    return [(node, index) for node, index in value.uses() if _meets(node, index, fixed, model)]
+
+
+def _met_by_data(model: ir.Model) -> list[ir.Value]:
+    """Computed values that depend on sizes only and are operands of nodes that see data."""
+    fixed = fixed_values(model)
+    met: dict[ir.Value, None] = {}
+    for node in model.graph:
+        for index, value in enumerate(node.inputs):
+            if value is not None and fixed.get(value) and _meets(node, index, fixed, model):
+                met.setdefault(value)
+    return list(met)
+
+
+def _meets(node: ir.Node, index: int, fixed: dict[ir.Value | None, bool], model: ir.Model) -> bool:
+    if node.graph is not model.graph or node.outputs[0] in fixed:
+        return False
+    if node.domain == DOMAIN:
+        return index != INPUTS.index("mask")
+    if node.op_type in INDEXING and index == 1:  # says which token of this call, see optc.ir.mixing
+        return False
+    return index < SIZE_OPERANDS.get(node.op_type, len(node.inputs))

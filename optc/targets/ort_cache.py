@@ -1,0 +1,195 @@
+"""Caches that ONNX Runtime updates where they are: nothing of them is copied from step to step.
+
+One array [rows, heads, capacity, dim] per cache input is bound as past and as present. The graph
+must be able to bear that, which `optc.targets.ort_in_place` reads from its edges; the runtime's
+kernels then write the new tokens only. Tokens, lengths and logits are bound to arrays that stay,
+too, so that a step of the same shape binds nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optc.core.context import Array, Feeds
+from optc.core.errors import SampleError, UnsupportedError
+from optc.core.session import Port
+from optc.ir.interface import LENGTHS, CachePort, token_input
+from optc.targets.feeds import check_feeds
+
+if TYPE_CHECKING:
+    from optc.targets.ort_session import OrtSession
+
+__all__ = ["OrtCache"]
+
+_SMALL = 8 << 20
+"""Bytes of inputs and outputs up to which a binding is kept for the next step of its shape."""
+
+_KEPT = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bound:
+    """Arrays that a binding reads and writes; `loose` outputs are the runtime's to allocate."""
+
+    binding: Any
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    loose: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(array.nbytes for array in (*self.inputs.values(), *self.outputs.values()))
+
+
+class OrtCache:
+    """Implements `optc.core.session.Cache`; made by `OrtSession.new_cache`.
+
+    Memory that no token has been written to is reserved and not used: a row with much room costs
+    what its tokens need.
+
+    Args:
+        session: Runs the graph.
+        caches: Its cache inputs, all of which the graph updates in place.
+        rows: Number of rows.
+        tokens: Tokens that a row must have room for.
+
+    Raises:
+        UnsupportedError: The caches have a fixed size, and it is smaller.
+    """
+
+    def __init__(self, session: OrtSession, caches: Sequence[CachePort], rows: int, tokens: int):
+        fixed = [cache.capacity for cache in caches if cache.capacity is not None]
+        limit = min(fixed, default=tokens)
+        if tokens > limit:
+            raise UnsupportedError(f"the engine's cache holds {limit} tokens, not {tokens}")
+        self._session = session
+        self._caches = tuple(caches)
+        self._rows, self._capacity = rows, limit
+        self._buffers = [
+            np.zeros((rows, c.heads, c.capacity or limit, c.dim), np.dtype(c.dtype)) for c in caches
+        ]
+        names = {cache.past for cache in caches}
+        self._ports = tuple(port for port in session.inputs if port.name not in names)
+        tokens_in = token_input(self._ports)
+        self._tokens = tokens_in.name if tokens_in else ""
+        self._bound: dict[object, _Bound] = {}
+        self._seconds = 0.0
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self._rows
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a row can have."""
+        return self._capacity
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent inside the runtime, over all steps."""
+        return self._seconds
+
+    def step(self, feeds: Feeds, fetch: tuple[str, ...], *, row: int = 0) -> dict[str, Array]:
+        """Run once; see `optc.core.session.Cache`.
+
+        Raises:
+            SampleError: An input that is missing, unknown or does not fit.
+            UnsupportedError: No room for the new tokens, or the runtime failed.
+        """
+        bound = self._binding(feeds, fetch, row)
+        self._check_room(feeds)
+        for name, array in feeds.items():
+            bound.inputs[name][...] = array
+        started = time.perf_counter()
+        self._session.run_bound(bound.binding)
+        self._seconds += time.perf_counter() - started
+        if not bound.loose:
+            return bound.outputs
+        made = bound.binding.get_outputs()[-len(bound.loose) :]
+        loose = zip(bound.loose, (value.numpy() for value in made), strict=True)
+        return {**bound.outputs, **dict(loose)}
+
+    def move(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first `tokens` tokens of a row over another."""
+        for buffer in self._buffers:
+            buffer[target, :, :tokens] = buffer[source, :, :tokens]
+
+    def _check_room(self, feeds: Feeds) -> None:
+        """The kernels would write behind the buffer's end, or in front of it, without a word."""
+        lengths, count = feeds[LENGTHS], feeds[self._tokens].shape[1]
+        if lengths.size and int(lengths.min()) < 0:
+            raise SampleError(f"the input '{LENGTHS}' has a negative length")
+        longest = int(lengths.max(initial=0)) + count
+        if longest > self._capacity:
+            raise UnsupportedError(
+                f"{longest} tokens do not fit in a cache of {self._capacity}",
+                remedy="ask for fewer new tokens, or for a larger cache",
+            )
+
+    def _binding(self, feeds: Feeds, fetch: tuple[str, ...], row: int) -> _Bound:
+        shapes = tuple((name, array.dtype, array.shape) for name, array in feeds.items())
+        key = (row, fetch, shapes)
+        found = self._bound.get(key)
+        if found is not None:
+            return found
+        made = self._bind(feeds, fetch, row)
+        if made.bytes <= _SMALL:
+            if len(self._bound) >= _KEPT:
+                self._bound.pop(next(iter(self._bound)))
+            self._bound[key] = made
+        return made
+
+    def _bind(self, feeds: Feeds, fetch: tuple[str, ...], row: int) -> _Bound:
+        check_feeds(self._ports, feeds)
+        end = row + feeds[LENGTHS].shape[0]
+        if not 0 <= row <= end <= self._rows:
+            raise SampleError(f"rows {row} to {end} are not in a cache of {self._rows} rows")
+        binding = self._session.binding()
+        inputs = {name: np.empty(array.shape, array.dtype) for name, array in feeds.items()}
+        for name, array in inputs.items():
+            _bind(binding.bind_input, name, array)
+        for cache, buffer in zip(self._caches, self._buffers, strict=True):
+            _bind(binding.bind_input, cache.past, buffer[row:end])
+            _bind(binding.bind_output, cache.present, buffer[row:end])
+        outputs, loose = self._outputs(fetch, feeds)
+        for name, array in outputs.items():
+            _bind(binding.bind_output, name, array)
+        for name in loose:
+            binding.bind_output(name)
+        return _Bound(binding, inputs, outputs, loose)
+
+    def _outputs(
+        self, fetch: tuple[str, ...], feeds: Feeds
+    ) -> tuple[dict[str, Array], tuple[str, ...]]:
+        """Arrays for the outputs whose shape follows from the inputs', and the names of others."""
+        named = {port.name: port for port in self._session.outputs}
+        sizes = _sizes(self._ports, feeds)
+        made, loose = dict[str, Array](), list[str]()
+        for name in fetch:
+            shape = [sizes.get(dim, dim) for dim in named[name].shape]
+            whole = [dim for dim in shape if isinstance(dim, int)]
+            if len(whole) == len(shape):
+                made[name] = np.empty(whole, np.dtype(named[name].dtype))
+            else:
+                loose.append(name)
+        return made, tuple(loose)
+
+
+def _sizes(inputs: Sequence[Port], feeds: Feeds) -> dict[int | str, int]:
+    """What the symbols of the inputs' shapes stand for."""
+    return {
+        dim: size
+        for port in inputs
+        for dim, size in zip(port.shape, feeds[port.name].shape, strict=True)
+        if isinstance(dim, str) and dim != "?"
+    }
+
+
+def _bind(bind: Any, name: str, array: Array) -> None:
+    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

@@ -1,0 +1,24 @@
+"""From the canonical graph to what ONNX Runtime's CPU kernels run fast."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from optc.targets.ort_attention import lower_attention
+from optc.targets.ort_norms import lower_norms
+from optc.targets.ort_quant import lower_quant
+
+__all__ = ["lowered"]
+
+
+def lowered(model: ir.Model) -> ir.Model:
+    """A copy with attention, norms and quantised products as kernels, and nothing unused."""
+    copy = model.clone()
+    lower_attention(copy)
+    lower_norms(copy)
+    lower_quant(copy)
+    common.RemoveUnusedNodesPass()(copy)
+    common.RemoveUnusedFunctionsPass()(copy)  # type: ignore[no-untyped-call]
+    common.RemoveUnusedOpsetsPass()(copy)
+    return copy
