@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from optc.core.context import Array, Feeds
-from optc.ir.interface import LOGITS, NEW_LENGTHS, TOKENS
+from optc.ir.interface import DECODER_TOKENS, LOGITS, NEW_LENGTHS, TOKENS
 from optc.ir.reference import Sample
 
 __all__ = ["at_ends", "at_last", "is_partial"]
@@ -23,9 +23,10 @@ def is_partial(sample: Sample, outputs: Feeds) -> bool:
 
 def at_last(sample: Sample, outputs: Feeds, feeds: Feeds) -> _Case:
     """Expected and actual logits [B,1,V] of each row's last token, and those tokens [B,1]."""
-    rows, at = np.arange(len(feeds[TOKENS])), feeds[NEW_LENGTHS] - 1
+    name = DECODER_TOKENS if DECODER_TOKENS in feeds else TOKENS
+    rows, at = np.arange(len(feeds[name])), feeds[NEW_LENGTHS] - 1
     expected = sample.outputs[LOGITS][rows, at][:, None]
-    return {LOGITS: expected}, {LOGITS: outputs[LOGITS]}, {TOKENS: feeds[TOKENS][rows, at][:, None]}
+    return {LOGITS: expected}, {LOGITS: outputs[LOGITS]}, {name: feeds[name][rows, at][:, None]}
 
 
 def at_ends(expected: Feeds, sizes: Sequence[int]) -> dict[str, Array]:

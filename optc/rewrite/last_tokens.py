@@ -19,7 +19,7 @@ import onnx_ir.passes.common as common
 from optc.core.errors import PassContractError
 from optc.ir.constants import constant
 from optc.ir.insert import Insert
-from optc.ir.interface import LOGITS, NEW_LENGTHS, TOKENS
+from optc.ir.interface import DECODER_TOKENS, LOGITS, NEW_LENGTHS, TOKENS
 from optc.ir.probe import ancestors
 
 __all__ = ["Tail", "every_token", "find_tail", "keep_last_tokens"]
@@ -252,7 +252,8 @@ def every_token(model: ir.Model) -> ir.Model:
             reached.update(node.outputs)
         elif reached.intersection(node.inputs) and node.op_type not in {"Shape", "Size"}:
             reached.update(node.outputs)
-    tokens = next(v for v in whole.graph.inputs if v.name == TOKENS)
+    inputs = {str(value.name): value for value in whole.graph.inputs}
+    tokens = inputs[DECODER_TOKENS if DECODER_TOKENS in inputs else TOKENS]
     for value in reached:
         if value is not None:
             value.shape = _whole_shape(value, tokens)
