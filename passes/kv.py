@@ -9,6 +9,10 @@
    that cache is empty (`optc.rewrite.encode_once`).
 5. The inputs `attention_mask` and `position_ids` go, where they say no more than lengths do
    (`optc.ir.stand_ins`). Others stay if they are [B,S,..], one entry per token.
+6. With `logits=last`, what only the logits read is computed for one token of each row
+   (`optc.rewrite.last_tokens`); the input `new_lengths` [B] says which.
+7. With `dtype=int8`, caches hold integers, whose scales come from calibration data
+   (`optc.rewrite.cache_scales`). The pass is measured then, not exact.
 
 The pass is all or nothing: a graph with a cache on some sites only would be wrong.
 """
@@ -16,12 +20,13 @@ The pass is all or nothing: a graph with a cache on some sites only would be wro
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from optc.core.base import Pass, PassResult, Refusal, option
+from optc.core.base import Pass, PassResult, Promise, Refusal, option
 from optc.core.context import Context
 from optc.core.errors import PassContractError, UnsupportedError, UsageError
 from optc.ir.flash_attention import (
@@ -36,9 +41,12 @@ from optc.ir.mixing import mixing_nodes
 from optc.ir.padding_ids import PaddingIds
 from optc.ir.recount import TokenAxes
 from optc.ir.stand_ins import StandIns, padding_problem
+from optc.rewrite.cache_inputs import insert_valid_lengths, past_input
 from optc.rewrite.cache_positions import CachePositions
+from optc.rewrite.cache_scales import CacheScales, add_scales, calibrate
 from optc.rewrite.cross_attention import cross_refusals, keep_encoded
-from optc.rewrite.decoder import Decoder, heads_and_size, past_input, read_decoder
+from optc.rewrite.decoder import Decoder, heads_and_size, read_decoder
+from optc.rewrite.last_tokens import Tail, find_tail, keep_last_tokens
 
 __all__ = ["KV"]
 
@@ -56,6 +64,16 @@ class KV(Pass):
         choices=("auto", "concat", "static"),
     )
     max: int | None = option(None, "tokens that a static cache holds", minimum=1)
+    logits: str = option(
+        "all",
+        "'last': those of each row's last real token only, which the input new_lengths names",
+        choices=("all", "last"),
+    )
+    dtype: str = option(
+        "float",
+        "'int8': caches hold integers, a quarter of the memory; measured, needs calibration data",
+        choices=("float", "int8"),
+    )
 
     def __post_init__(self) -> None:
         """See that the options fit together."""
@@ -63,6 +81,11 @@ class KV(Pass):
             raise UsageError("a static cache needs a size", where="kv:layout", remedy="add max=N")
         if self.layout == "concat" and self.max is not None:
             raise UsageError("a growing cache has no size", where="kv:max", remedy="drop max")
+
+    @property
+    def promised(self) -> str:
+        """Exact, as long as the cache keeps the numbers it is given."""
+        return Promise.MEASURED if self.dtype == "int8" else self.promise
 
     def requires(self, model: ir.Model, ctx: Context) -> None:
         """The graph is a decoder over token ids whose attention is canonical."""
@@ -90,9 +113,14 @@ class KV(Pass):
         axes, stand_ins = decoder.axes, StandIns(model, decoder.tokens)
         refusals = _input_refusals(model, decoder, stand_ins) + _refusals(decoder)
         refusals += cross_refusals(model, decoder)
+        tail = find_tail(model, axes.batch, axes.sequence) if self.logits == "last" else None
+        if isinstance(tail, str):
+            refusals.append(Refusal(LOGITS, tail))
+            tail = None
         if refusals:
             stand_ins.undo()
             return PassResult(refusals=tuple(refusals))
+        before = model.clone() if self.dtype == "int8" else model
         _stand_in(decoder, stand_ins)
         padding = PaddingIds(model, decoder.tokens, axes)
         ids = padding.replace()
@@ -105,8 +133,9 @@ class KV(Pass):
             padding.undo()
             stand_ins.undo()
             return PassResult(refusals=tuple(refusals))
+        scales = calibrate(before, ctx) if self.dtype == "int8" else {}
         notes = [f"token {token} is taken for padding, at the end of rows" for token in ids]
-        return self._rewrite(model, decoder, lengths, positions, notes)
+        return self._rewrite(model, decoder, lengths, positions, tail, scales, notes)
 
     def _rewrite(
         self,
@@ -114,14 +143,18 @@ class KV(Pass):
         decoder: Decoder,
         lengths: ir.Value,
         positions: CachePositions,
+        tail: Tail | None,
+        scales: Mapping[str, CacheScales],
         notes: list[str],
     ) -> PassResult:
         sites = _sites(decoder)
         masks = positions.keep()
         model.graph.inputs.insert(1 + model.graph.inputs.index(decoder.tokens), lengths)
-        valid = _insert_lengths(model, decoder.tokens, lengths)
-        for index, node in enumerate(decoder.own):
-            self._rewrite_site(model, decoder, index, valid, masks.get(node))
+        if tail is not None:
+            keep_last_tokens(model, tail, after=lengths)
+        valid = insert_valid_lengths(model, decoder.tokens, lengths)
+        for index, (node, site) in enumerate(zip(decoder.own, sites, strict=False)):
+            self._rewrite_site(model, decoder, index, valid, masks.get(node), scales.get(site))
         self._count_keys(model, decoder, positions.keys, valid)
         if decoder.cross:
             common.TopologicalSortPass()(model)
@@ -133,7 +166,8 @@ class KV(Pass):
         notes = [f"positions follow {LENGTHS} at {positions.places} place(s)", *notes]
         if decoder.cross:
             notes.append(f"the encoder is run once, for {len(decoder.cross)} sites")
-        return PassResult(sites, notes=tuple(notes), details={"layout": self._layout()})
+        details = {"layout": self._layout(), "logits": self.logits, "dtype": self.dtype}
+        return PassResult(sites, notes=tuple(notes), details=details)
 
     def _count_keys(
         self, model: ir.Model, decoder: Decoder, keys: ir.Value, valid: ir.Value
@@ -162,6 +196,7 @@ class KV(Pass):
         index: int,
         valid: ir.Value,
         mask: ir.Value | None,
+        scales: CacheScales | None,
     ) -> None:
         node, batch = decoder.own[index], decoder.axes.batch
         named = dict(zip(INPUTS, node.inputs, strict=False)) | {"mask": mask}
@@ -171,7 +206,12 @@ class KV(Pass):
             name = past_name(index, _part(decoder, part))
             inputs[f"past_{part}"] = past_input(model, name, inputs[part], batch, tokens)
         inputs["lengths"] = valid
-        spec = dataclasses.replace(read_spec(node), cache=self._layout(), lengths=True)
+        if scales is not None:
+            inputs |= add_scales(model, index, scales)
+            inputs["past_key"].dtype = inputs["past_value"].dtype = ir.DataType.INT8
+        spec = dataclasses.replace(
+            read_spec(node), cache=self._layout(), lengths=True, int8=scales is not None
+        )
         spec = spec if mask is not None else dataclasses.replace(spec, mask="")
         old = node.outputs[0]
         cached = add_flash_attention(model, spec, inputs, name=str(old.name))
@@ -253,13 +293,3 @@ def _refusals(decoder: Decoder) -> list[Refusal]:
         if reason:
             found.append(Refusal(str(node.outputs[0].name), reason))
     return found
-
-
-def _insert_lengths(model: ir.Model, tokens: ir.Value, lengths: ir.Value) -> ir.Value:
-    """`cache_lengths + S`: valid keys per row, new ones included."""
-    count = ir.node("Shape", [tokens], {"start": 1, "end": 2})
-    total = ir.node("Add", [lengths, count.outputs[0]])
-    model.graph.insert_before(model.graph[0], [count, total])
-    valid = total.outputs[0]
-    valid.name, valid.dtype, valid.shape = "valid_lengths", ir.DataType.INT64, lengths.shape
-    return valid

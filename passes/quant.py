@@ -25,6 +25,7 @@ from optc.core.base import Pass, PassResult, Promise, Refusal, option
 from optc.core.context import Context, Feeds
 from optc.core.errors import PassContractError, SampleError, UnsupportedError
 from optc.rewrite.encode_once import encoder_in_line
+from optc.rewrite.last_tokens import every_token
 from optc.rewrite.quant_apply import Plan, apply_plan
 from optc.rewrite.quant_choice import Choice
 from optc.rewrite.quant_drift import DriftMeter
@@ -118,11 +119,12 @@ class Quant(Pass):
         if ctx.evaluate is None or not ctx.calibration:
             return Choice(Plan(frozenset(errors)), errors)
         learnt, judged = _split(ctx.calibration, halves=self.scheme == "int8")
-        meter = DriftMeter(model, ctx, judged, ctx.wants)
+        whole = every_token(model)
+        meter = DriftMeter(whole, ctx, judged, ctx.wants)
         weights, readers = frozenset(errors), _readers(sites)
         needs_rows = meter.measure(Plan(weights)) > self.max_drift
         widths = {name: len(sample_columns(users, 1)) for name, users in readers.items()}
-        seen = observe(model, widths, ctx, learnt) if needs_rows or self.scheme == "int8" else {}
+        seen = observe(whole, widths, ctx, learnt) if needs_rows or self.scheme == "int8" else {}
         if needs_rows:
             weights = choose_weights(meter, _harms(sites, seen, errors), self.max_drift)
         if self.scheme == "w8":

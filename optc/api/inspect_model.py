@@ -148,7 +148,8 @@ def _cache(model: ir.Model) -> str | None:
         return None
     capacity = caches[0].capacity
     layers = len(caches) // 2
-    return f"{layers} layers, {'growing' if capacity is None else f'{capacity} tokens'}"
+    kind = "" if caches[0].dtype.startswith("float") else f", {caches[0].dtype}"
+    return f"{layers} layers, {'growing' if capacity is None else f'{capacity} tokens'}{kind}"
 
 
 def _sites(model: ir.Model) -> Iterator[AttentionSite]:

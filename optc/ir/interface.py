@@ -9,6 +9,8 @@ An encoder-decoder takes `decoder_input_ids` [B,S] beside the encoder's inputs. 
 `past_key_values.{i}.decoder.key|value`, which behave as above, and `.encoder.key|value`, what
 attention to the encoder sees: with 0 tokens in them the encoder is run and gives them, otherwise
 they come back as they are and the encoder is skipped.
+A graph may take `new_lengths` [B] int64 too: how many of each row's tokens are real. Then it
+answers for the last of them only, and `logits` is [B,1,V].
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ __all__ = [
     "ports",
     "present_name",
     "present_of",
+    "token_count",
     "token_input",
     "token_name",
 ]
@@ -154,14 +157,16 @@ def complete_feeds(inputs: Iterable[Port], feeds: Feeds) -> dict[str, Array]:
             first array that has axes, else 1.
 
     Returns:
-        The sample, with `cache_lengths` zero and empty past buffers where the graph wants them and
-        the sample does not name them.
+        The sample, with `cache_lengths` zero, `new_lengths` the number of tokens, and empty past
+        buffers where the graph wants them and the sample does not name them.
     """
     given = list(inputs)
     complete = dict(feeds)
     batch = _batch(feeds)
     if any(port.name == LENGTHS for port in given):
         complete.setdefault(LENGTHS, np.zeros(batch, np.int64))
+    if any(port.name == NEW_LENGTHS for port in given):
+        complete.setdefault(NEW_LENGTHS, np.full(batch, token_count(feeds), np.int64))
     for cache in cache_ports(given):
         complete.setdefault(cache.past, cache.empty(batch))
     return complete
@@ -171,3 +176,9 @@ def _batch(feeds: Feeds) -> int:
     tokens = token_name(feeds)
     leaders = [] if tokens is None else [feeds[tokens]]
     return next((array.shape[0] for array in [*leaders, *feeds.values()] if array.ndim), 1)
+
+
+def token_count(feeds: Feeds) -> int:
+    """Tokens of each row; 1 where the feeds hold none."""
+    tokens = feeds.get(DECODER_TOKENS, feeds.get(TOKENS))
+    return tokens.shape[1] if tokens is not None and tokens.ndim == 2 else 1

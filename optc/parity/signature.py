@@ -21,7 +21,7 @@ import onnx_ir as ir
 from optc.core.context import Array
 from optc.core.errors import SampleError
 from optc.ir.constants import scalar
-from optc.ir.interface import LENGTHS, TOKENS
+from optc.ir.interface import LENGTHS, NEW_LENGTHS, TOKENS
 
 __all__ = ["InputMaker", "table_rows"]
 
@@ -190,7 +190,7 @@ def _mask(value: ir.Value, shape: tuple[int, ...], padding: list[int] | None) ->
 
 
 def _is_cache(value: ir.Value) -> bool:
-    return value.name == LENGTHS or str(value.name).startswith("past_key_values.")
+    return value.name in {LENGTHS, NEW_LENGTHS} or str(value.name).startswith("past_key_values.")
 
 
 def _shape(value: ir.Value) -> ir.Shape:

@@ -16,7 +16,8 @@ from optc.ir.flash_attention import INPUTS, read_spec
 from optc.ir.interface import past_name, present_name
 from optc.ir.probe import Probe, ProbeFailure
 from optc.ir.recount import TokenAxes
-from optc.rewrite.decoder import Decoder, heads_and_size, past_input
+from optc.rewrite.cache_inputs import past_input
+from optc.rewrite.decoder import Decoder, heads_and_size
 from optc.rewrite.encode_once import computed_again, encode_once, keep
 
 __all__ = ["cross_refusals", "keep_encoded"]

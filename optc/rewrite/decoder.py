@@ -20,7 +20,7 @@ from optc.ir.flash_attention import flash_attention_nodes, read_spec
 from optc.ir.interface import TOKEN_INPUTS
 from optc.ir.recount import TokenAxes
 
-__all__ = ["Decoder", "heads_and_size", "past_input", "read_decoder"]
+__all__ = ["Decoder", "heads_and_size", "read_decoder"]
 
 _WHERE = "pass 'kv'"
 _INTEGERS = {ir.DataType.INT64, ir.DataType.INT32}
@@ -140,15 +140,3 @@ def heads_and_size(value: ir.Value) -> tuple[int, int] | None:
         return None
     heads, size = value.shape[1], value.shape[3]
     return (heads, size) if isinstance(heads, int) and isinstance(size, int) else None
-
-
-def past_input(
-    model: ir.Model, name: str, new: ir.Value, batch: str, tokens: int | str | None
-) -> ir.Value:
-    """A new input [B,H,tokens,D] of a graph, a cache of what `new` [B,H,S,D] is appended to."""
-    known = heads_and_size(new)
-    assert known is not None
-    heads, size = known
-    value = ir.Value(name=name, shape=ir.Shape([batch, heads, tokens, size]), type=new.type)
-    model.graph.inputs.append(value)
-    return value

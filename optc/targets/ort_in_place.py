@@ -21,7 +21,8 @@ def caches_in_place(model: onnx.ModelProto) -> frozenset[str]:
     gives the output of the same cache:
 
     1. `GroupQueryAttention`, which copies nothing when both are one memory;
-    2. `TensorScatter`, by itself or in the function body of a static cache.
+    2. `TensorScatter`, by itself or in the function body of a static cache;
+    3. `If`, both of whose branches do.
 
     Args:
         model: The engine's graph; weights are not looked at.
@@ -63,10 +64,22 @@ def _captured(node: onnx.NodeProto) -> list[str]:
 
 def _updates(readers: list[onnx.NodeProto], past: str, maker: onnx.NodeProto, present: str) -> bool:
     """Whether the only reader of `past` writes into it and gives `present`."""
+    if maker.op_type == "If":
+        at = list(maker.output).index(present)
+        branches = [attribute.g for attribute in maker.attribute]
+        return all(r is maker for r in readers) and all(_branch(g, past, at) for g in branches)
     if len(readers) != 1 or readers[0] is not maker or past not in maker.input:
-        return False  # what only a branch reads is handed through, not written into
+        return False
     pair = (list(maker.input).index(past), list(maker.output).index(present))
     return pair in _pairs(maker)
+
+
+def _branch(graph: onnx.GraphProto, past: str, at: int) -> bool:
+    """Whether a branch writes into `past` and gives it as its output `at`."""
+    present = graph.output[at].name
+    maker = next((node for node in graph.node if present in node.output), None)
+    readers = _readers(graph).get(past, [])
+    return maker is not None and _updates(readers, past, maker, present)
 
 
 def _pairs(node: onnx.NodeProto) -> set[tuple[int, int]]:
@@ -76,6 +89,7 @@ def _pairs(node: onnx.NodeProto) -> set[tuple[int, int]]:
     if node.op_type == "TensorScatter":
         return {(0, 0)}
     # optc::FlashAttention (query, key, value, mask, past_key, past_value, ...): see its definition
-    if node.op_type == "FlashAttention" and "static" in node.overload.split("_"):
+    # A growing int8 cache is read whole before it is written, so one memory is right for it too.
+    if node.op_type == "FlashAttention" and {"static", "int8"} & set(node.overload.split("_")):
         return {(4, 1), (5, 2)}
     return set()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import onnx
 import onnx_ir as ir
+import pytest
+from lowered_attention import make_inputs, typed_model
 from onnx import TensorProto, helper
 from tiny_generator import tiny_language_model
 
+from optc.ir.flash_attention import AttentionSpec
 from optc.targets.ort import Ort
 from optc.targets.ort_in_place import caches_in_place
 
@@ -41,6 +44,37 @@ def test_a_branch_is_a_reader_too() -> None:
     branch = helper.make_graph([helper.make_node("Identity", [KEY], ["inner"])], "b", [], [out])
     node = helper.make_node("If", ["c"], ["other"], then_branch=branch, else_branch=branch)
     model.graph.node.append(node)
+    assert caches_in_place(model) == BOTH - {KEY}
+
+
+def int8(layout: str) -> onnx.ModelProto:
+    """An int8 cache, whose kernel is chosen by an `If`."""
+    spec = AttentionSpec(0.2, causal=True, cache=layout, lengths=True, int8=True)
+    inputs = make_inputs(spec)
+    model = typed_model(spec, inputs)
+    values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
+    for part in ("key", "value"):
+        past = values[f"past_{part}"]
+        if layout == "static":
+            past.shape = ir.Shape(["batch", *inputs["past_key"].shape[1:]])
+        past.name = f"past_key_values.0.{part}"
+        values[f"site_0_present_{part}"].name = f"present.0.{part}"
+    lowered = Ort().lower(model)
+    return ir.to_proto(lowered)
+
+
+@pytest.mark.parametrize("layout", ["concat", "static"])
+def test_a_choice_of_kernels_that_all_update_in_place_does_too(layout: str) -> None:
+    model = int8(layout)
+    assert "If" in {node.op_type for node in model.graph.node}
+    assert caches_in_place(model) == BOTH
+
+
+def test_a_choice_of_kernels_one_of_which_reads_more_does_not() -> None:
+    model = int8("static")
+    node = next(node for node in model.graph.node if node.op_type == "If")
+    graph = node.attribute[1].g
+    graph.node.append(helper.make_node("Identity", [KEY], ["other"]))
     assert caches_in_place(model) == BOTH - {KEY}
 
 

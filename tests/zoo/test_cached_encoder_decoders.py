@@ -127,3 +127,17 @@ def test_taken_back_and_said_anew(cached):
     got = talk.say(np.stack([row[n : n + 5] for row, n in zip(tokens, kept, strict=True)]))
     for row, n in enumerate(kept):
         assert_same(got[row], expected[row, n : n + 5])
+
+
+@pytest.mark.parametrize("name", ["bart", "t5", "whisper"])
+def test_the_logits_of_the_last_token_are_those_of_all(name, exports):
+    case = exports.case(name, TRACED)
+    model = load_canonical(case.path)
+    Flash().run(model, Context())
+    assert KV(logits="last").run(model, Context()).refusals == ()
+    feeds, expected = case.samples[0]
+    counts = np.array([5, 8])
+    more = {"cache_lengths": np.zeros(2, np.int64), "new_lengths": counts}
+    with open_model(model) as session:
+        out = session.run(complete_feeds(session.inputs, feeds | more))
+    assert_same(out["logits"][:, 0], expected[[0, 1], counts - 1])
