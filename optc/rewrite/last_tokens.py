@@ -69,7 +69,7 @@ def find_tail(model: ir.Model, batch: str, sequence: str) -> Tail | str:
         return f"'{LOGITS}' has shape {logits.shape}, which is not one row for each token"
     tail: set[ir.Node] = set()
     for node in reversed(model.graph):
-        if axes.treats_alone(node) and _only_serves(node, tail, logits):
+        if _only_serves(node, tail, logits) and axes.treats_alone(node):
             tail.add(node)
     _drop_unfit(tail, axes, logits)
     if not any(node.op_type in _PRODUCTS for node in tail):
