@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from encoder_graphs import encoder_decoder, fused, with_cache
+from encoder_graphs import VOCABULARY, encoder_decoder, fused, with_cache
 from tiny_lm import OrtModel, open_model
 
 from optc.ir.reference import Reference
@@ -13,6 +13,7 @@ from optc.parity.metrics import Accumulator
 from optc.parity.oracle import make_reference
 from optc.parity.padding import valid_positions
 from optc.parity.policy import Policy
+from optc.parity.signature import InputMaker
 
 EXACT = Policy.default(["exact"])
 
@@ -62,3 +63,23 @@ def test_perplexity_is_about_the_decoders_tokens():
     found.add({"logits": expected}, {"logits": expected[:, :, [3, 1, 2, 0]]}, inputs)
     assert found.metrics().ppl_ratio == pytest.approx(1)
     assert found.metrics().kl > 0.1
+
+
+def test_padding_is_not_among_the_tokens_that_are_made_up(graph):
+    hidden = """
+    is_padding = Equal(decoder_input_ids, zero)
+    is_word = Not(is_padding)
+    kept = Cast<to = 1>(is_word)
+    last = Constant<value_ints = [2]>()
+    column = Unsqueeze(kept, last)
+    whole = Add(x3, y3)
+    z = Mul(whole, column)
+    """
+    maker = InputMaker(fused(graph, encoder_decoder(more=hidden)))
+    made = [maker.make(index, seed=0, stream=0) for index in range(4)]
+    said, tokens = (
+        {int(i) for feeds in made for i in feeds[name].reshape(-1)}
+        for name in ("input_ids", "decoder_input_ids")
+    )
+    assert said == set(range(VOCABULARY))
+    assert tokens == set(range(1, VOCABULARY))
