@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from optc.api.export import export, reference
     from optc.api.inspect_bundle import BundleReport, inspect_bundle
     from optc.api.inspect_model import ModelReport, inspect_model
+    from optc.api.package import PackageResult, package
     from optc.api.result import BuildResult, VerifyResult
     from optc.api.run import RunResult, run
     from optc.api.sessions import OpenBundle, open_bundle
@@ -44,6 +45,7 @@ __all__ = [
     "ModelReport",
     "OpenBundle",
     "OptcError",
+    "PackageResult",
     "Pass",
     "PassResult",
     "Port",
@@ -63,6 +65,7 @@ __all__ = [
     "inspect_model",
     "open_bundle",
     "option",
+    "package",
     "reference",
     "run",
     "verify",
@@ -77,6 +80,7 @@ _MODULES = {
     "optc.api.export": ("export", "reference"),
     "optc.api.inspect_bundle": ("BundleReport", "inspect_bundle"),
     "optc.api.inspect_model": ("ModelReport", "inspect_model"),
+    "optc.api.package": ("PackageResult", "package"),
     "optc.api.result": ("BuildResult", "VerifyResult"),
     "optc.api.run": ("RunResult", "run"),
     "optc.api.sessions": ("OpenBundle", "open_bundle"),

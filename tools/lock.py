@@ -1,6 +1,10 @@
-"""Write requirements.lock: exact versions of all that pyproject.toml asks for, as installed here.
+"""Write a lock file: exact versions of all that a project asks for, as installed here.
 
-`make lock` installs the newest allowed versions into an empty environment and runs this there.
+    python tools/lock.py requirements.lock pyproject.toml
+
+What is asked for comes from a `pyproject.toml`, with all its extras, or from a list of
+requirements. `make lock` installs the newest allowed versions into an empty environment and runs
+this there.
 PyTorch is left out, `tools/install_torch.py` pins it, and with it what only its standard build
 needs: CUDA libraries, and Triton where nobody else asks for it.
 """
@@ -22,9 +26,13 @@ LEFT_OUT = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
 LINUX_ONLY = re.compile(r"triton|tensorrt-.*")
 
 
-def wanted(pyproject: Path) -> list[Requirement]:
-    """Requirements of the project with all its extras."""
-    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+def wanted(source: Path) -> list[Requirement]:
+    """Requirements in a `pyproject.toml`, of all extras too, or in a list."""
+    text = source.read_text(encoding="utf-8")
+    if source.suffix != ".toml":
+        lines = text.splitlines()
+        return [Requirement(line) for line in lines if line and not line.startswith("#")]
+    project = tomllib.loads(text)["project"]
     texts = [*project["dependencies"]]
     for extra in project["optional-dependencies"].values():
         texts += extra
@@ -61,8 +69,8 @@ def marker(name: str) -> str:
 
 
 def main() -> None:
-    """Write the file named on the command line."""
-    pins = closure(wanted(Path(__file__).parent.parent / "pyproject.toml"))
+    """Write the file named first on the command line for the one named second."""
+    pins = closure(wanted(Path(sys.argv[2])))
     lines = [f"{name}=={version}{marker(name)}\n" for name, version in sorted(pins.items())]
     Path(sys.argv[1]).write_text(HEADER + "".join(lines), encoding="utf-8")
 

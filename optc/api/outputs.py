@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from optc.core.errors import OutputError, UsageError
 
-__all__ = ["SUFFIX", "bundle_path", "check_folder", "folder_bytes"]
+__all__ = ["SUFFIX", "bundle_path", "check_folder", "folder_bytes", "new_folder"]
 
 SUFFIX = ".optc"
 
@@ -54,6 +58,33 @@ def check_folder(path: str | Path) -> Path:
             return path
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", where=str(path)) from error
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A hidden folder beside `path` to write into; it takes that name if the block succeeds.
+
+    Raises:
+        OutputError: Something is there already, or the disk refuses.
+    """
+    out = Path(path).absolute()
+    if os.path.lexists(out):
+        remedy = "give the name of a new folder, or take it away"
+        raise OutputError("it is there already", where=str(path), remedy=remedy)
+    aside = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        yield aside
+        aside.chmod(0o755)
+        aside.rename(out)
+    except OSError as error:
+        at = f" ('{error.filename}')" if error.filename else ""
+        problem = f"cannot be written: {error.strerror or error}{at}"
+        raise OutputError(problem, where=str(path)) from error
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def folder_bytes(path: Path) -> int:

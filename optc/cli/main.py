@@ -20,6 +20,7 @@ from optc.cli.build import build
 from optc.cli.console import harmless, print_json
 from optc.cli.export import export
 from optc.cli.inspect import inspect
+from optc.cli.package import package
 from optc.cli.passes import passes
 from optc.cli.reference import reference
 from optc.cli.run import run
@@ -137,7 +138,7 @@ def cli() -> None:
 
 
 for _command in (
-    export, reference, build, verify, run, bench, inspect, bisect, passes, targets
+    export, reference, build, verify, run, bench, package, inspect, bisect, passes, targets
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -39,9 +39,9 @@ def export_model(
 ) -> Path:
     """Export SOURCE to ONNX and record what PyTorch answers.
 
-    Writes `model.onnx` (weights in `model.onnx.data`), `reference.npz`, the tokenizer's files and
-    `generation_config.json` (end-of-text ids), all aside first. An earlier export in `out` is
-    replaced; other files there stay.
+    Writes `model.onnx` (weights in `model.onnx.data`), `reference.npz`, the tokenizer's files,
+    `generation_config.json` (end-of-text ids) and `config.json`, all aside first. An earlier export
+    in `out` is replaced; other files there stay.
 
     Args:
         source: A model folder, a GGUF file or `package.module:factory`.
@@ -75,6 +75,7 @@ def export_model(
         loaded = load_source(source, seed=seed)
         progress("load the model", 1, 1)
         _save_tokenizer(loaded, aside)
+        _save_config(loaded, aside)
         progress(f"export to ONNX, opset {opset}", 0, 1)
         graph = to_onnx(loaded, opset)
         save_model(graph, aside / MODEL)
@@ -102,6 +103,16 @@ def _save_tokenizer(source: Source, folder: Path) -> None:
     if source.eos:
         text = json.dumps({"eos_token_id": list(source.eos)}, indent=2)
         (folder / "generation_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _save_config(source: Source, folder: Path) -> None:
+    """Write the configuration of a transformers model, without the place it was loaded from."""
+    describe = getattr(getattr(source.module, "config", None), "to_json_string", None)
+    if describe is not None:
+        found = json.loads(describe())
+        found.pop("_name_or_path", None)
+        text = json.dumps(found, indent=2, sort_keys=True)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

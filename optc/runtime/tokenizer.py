@@ -1,7 +1,8 @@
 """Text to tokens and back, from the files beside a model; no torch, no transformers, no pickles.
 
 Files read, all as data: `tokenizer.json` (needed), `tokenizer_config.json`,
-`special_tokens_map.json`, `generation_config.json`, `chat_template.jinja`.
+`special_tokens_map.json`, `generation_config.json`, `chat_template.jinja`. `config.json` goes with
+them for those who package a bundle.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tokenizers
 from optc.core.errors import InputError, UnsupportedError
 from optc.runtime.chat import render_chat
 
-__all__ = ["FILES", "TextStream", "Tokenizer", "load_tokenizer"]
+__all__ = ["FILES", "TextStream", "Tokenizer", "load_tokenizer", "read_json"]
 
 FILES = (
     "tokenizer.json",
@@ -24,8 +25,9 @@ FILES = (
     "special_tokens_map.json",
     "generation_config.json",
     "chat_template.jinja",
+    "config.json",
 )
-"""Files that make up a tokenizer, as they lie beside a model or in a bundle."""
+"""A tokenizer's files, and the model's `config.json`, as they lie beside a model or in a bundle."""
 
 _HALF = "\ufffd"
 
@@ -52,6 +54,11 @@ class Tokenizer:
         self._special = dict(special)
         self.eos_ids = tuple(sorted(set(eos_ids)))
         self.chat_template = chat_template
+
+    def special_id(self, name: str) -> int | None:
+        """Id of a special token by its role, such as `pad_token`."""
+        text = self._special.get(name)
+        return None if text is None else self._backend.token_to_id(text)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of `text`; with the tokens that the model wants around it, unless told not."""
@@ -138,17 +145,22 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     # A file may carry the training-time limits; generation must see all of the text.
     backend.no_truncation()
     backend.no_padding()
-    config = _read_json(folder / "tokenizer_config.json")
-    special = _special_tokens(_read_json(folder / "special_tokens_map.json") | config)
+    config = read_json(folder / "tokenizer_config.json")
+    special = _special_tokens(read_json(folder / "special_tokens_map.json") | config)
     return Tokenizer(
         backend,
         special=special,
-        eos_ids=_eos_ids(backend, special, _read_json(folder / "generation_config.json")),
+        eos_ids=_eos_ids(backend, special, read_json(folder / "generation_config.json")),
         chat_template=_chat_template(folder / "chat_template.jinja", config),
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty where there is no file.
+
+    Raises:
+        InputError: There is something else in it.
+    """
     if not path.is_file():
         return {}
     try:

@@ -42,6 +42,7 @@ def test_build(built: dict[str, Any]) -> None:
         ("optc.verify/1", 0, ["verify", "tiny.optc"]),
         ("optc.run/1", 0, ["run", "tiny.optc", "--prompt", "x", "--max-tokens", "2"]),
         ("optc.bench/1", 0, ["bench", "tiny.optc", "--prompt-lengths", "2", "--repeats", "1"]),
+        ("optc.package/1", 0, ["package", "tiny.optc", "--for=genai", "-o", "x", "--context=9"]),
         ("optc.bisect/1", 0, ["bisect", "tiny/model.onnx", "--passes", "flash"]),
         ("optc.passes/1", 0, ["passes", "flash"]),
         ("optc.targets/1", 0, ["targets"]),

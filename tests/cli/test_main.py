@@ -23,6 +23,7 @@ COMMANDS = [
     "verify",
     "run",
     "bench",
+    "package",
     "inspect",
     "bisect",
     "passes",

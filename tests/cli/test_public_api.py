@@ -21,7 +21,7 @@ def test_all_names_exist_are_sorted_and_documented() -> None:
 
 
 def test_functions_document_every_argument_or_refer_to_where_they_are() -> None:
-    for name in ("build", "verify", "run", "bench", "export", "reference", "bisect"):
+    for name in ("build", "verify", "run", "bench", "export", "reference", "bisect", "package"):
         function = getattr(optc, name)
         text = inspect.getdoc(function) or ""
         missing = [p for p in inspect.signature(function).parameters if f"{p}:" not in text]

@@ -123,6 +123,12 @@ def test_the_tokenizer_comes_along_unchanged(
     assert ends == {"eos_token_id": [0]}
 
 
+def test_the_configuration_comes_along_without_its_place(exported: Path, llama: Path) -> None:
+    ours, theirs = (json.loads((f / "config.json").read_text()) for f in (exported, llama))
+    assert ours["max_position_embeddings"] == theirs["max_position_embeddings"]
+    assert str(llama.parent) not in (exported / "config.json").read_text()
+
+
 def test_the_graph_says_nothing_about_this_machine(exported: Path) -> None:
     content = (exported / "model.onnx").read_bytes()
     assert b"site-packages" not in content

@@ -11,6 +11,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 
+def pinned(lock: Path) -> dict[str, str]:
+    """Version by name."""
+    lines = lock.read_text(encoding="utf-8").splitlines()
+    found = [line.partition(" ;")[0] for line in lines if not line.startswith("#")]
+    return dict(line.split("==") for line in found)
+
+
 @pytest.fixture(scope="module")
 def wanted(root: Path) -> list[Requirement]:
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -20,9 +27,7 @@ def wanted(root: Path) -> list[Requirement]:
 
 @pytest.fixture(scope="module")
 def pins(root: Path) -> dict[str, str]:
-    lines = (root / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    found = [line.partition(" ;")[0] for line in lines if not line.startswith("#")]
-    return dict(line.split("==") for line in found)
+    return pinned(root / "requirements.lock")
 
 
 def test_every_requirement_is_pinned_to_a_version_it_allows(
@@ -53,6 +58,17 @@ def test_what_exists_for_linux_only_is_asked_for_there_only(root: Path) -> None:
         "tensorrt-rtx-cu13-libs",
         "triton",
     }
+
+
+def test_the_other_runtimes_are_pinned_too(root: Path) -> None:
+    folder = root / "tests" / "ecosystem"
+    lines = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [Requirement(line) for line in lines if not line.startswith("#")]
+    versions = pinned(folder / "requirements.lock")
+    assert wanted
+    assert "torch" not in versions
+    for requirement in wanted:
+        assert requirement.specifier.contains(versions[requirement.name]), requirement
 
 
 def test_names_are_written_one_way(pins: dict[str, str]) -> None:
