@@ -5,8 +5,14 @@
 2. The input `cache_lengths` [B] says how many tokens of each row are in the cache before the call.
 3. Whatever counts positions from 0 now counts from `cache_lengths`, and masks over positions reach
    over all keys (`optc.rewrite.cache_positions`).
-4. The inputs `attention_mask` and `position_ids` go, where they say no more than lengths do
+4. Keys and values that come from an encoder are kept as they are, and the encoder is run only where
+   that cache is empty (`optc.rewrite.encode_once`).
+5. The inputs `attention_mask` and `position_ids` go, where they say no more than lengths do
    (`optc.ir.stand_ins`). Others stay if they are [B,S,..], one entry per token.
+6. With `logits=last`, what only the logits read is computed for one token of each row
+   (`optc.rewrite.last_tokens`); the input `new_lengths` [B] says which.
+7. With `dtype=int8`, caches hold integers, whose scales come from calibration data
+   (`optc.rewrite.cache_scales`). The pass is measured then, not exact.
 
 The pass is all or nothing: a graph with a cache on some sites only would be wrong.
 """
@@ -14,12 +20,13 @@ The pass is all or nothing: a graph with a cache on some sites only would be wro
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from optc.core.base import Pass, PassResult, Refusal, option
+from optc.core.base import Pass, PassResult, Promise, Refusal, option
 from optc.core.context import Context
 from optc.core.errors import PassContractError, UnsupportedError, UsageError
 from optc.ir.flash_attention import (
@@ -29,18 +36,24 @@ from optc.ir.flash_attention import (
     read_spec,
     remove_unused_overloads,
 )
-from optc.ir.interface import LENGTHS, LOGITS, PADDING, POSITIONS, TOKENS, past_name, present_name
+from optc.ir.interface import LENGTHS, LOGITS, PADDING, POSITIONS, past_name, present_name
 from optc.ir.mixing import mixing_nodes
+from optc.ir.padding_ids import PaddingIds
 from optc.ir.recount import TokenAxes
 from optc.ir.stand_ins import StandIns, padding_problem
+from optc.rewrite.cache_inputs import insert_valid_lengths, past_input
 from optc.rewrite.cache_positions import CachePositions
+from optc.rewrite.cache_scales import CacheScales, add_scales, calibrate
+from optc.rewrite.cross_attention import cross_refusals, keep_encoded
+from optc.rewrite.decoder import Decoder, heads_and_size, read_decoder
+from optc.rewrite.last_tokens import Tail, find_tail, keep_last_tokens
 
 __all__ = ["KV"]
 
 
 @dataclasses.dataclass(frozen=True)
 class KV(Pass):
-    """Add a key/value cache to a decoder that was exported without one."""
+    """Add a key/value cache to a decoder, or encoder-decoder, that was exported without one."""
 
     name: ClassVar[str] = "kv"
     after: ClassVar[tuple[str, ...]] = ("prune", "flash")
@@ -51,6 +64,16 @@ class KV(Pass):
         choices=("auto", "concat", "static"),
     )
     max: int | None = option(None, "tokens that a static cache holds", minimum=1)
+    logits: str = option(
+        "all",
+        "'last': those of each row's last real token only, which the input new_lengths names",
+        choices=("all", "last"),
+    )
+    dtype: str = option(
+        "float",
+        "'int8': caches hold integers, a quarter of the memory; measured, needs calibration data",
+        choices=("float", "int8"),
+    )
 
     def __post_init__(self) -> None:
         """See that the options fit together."""
@@ -59,15 +82,20 @@ class KV(Pass):
         if self.layout == "concat" and self.max is not None:
             raise UsageError("a growing cache has no size", where="kv:max", remedy="drop max")
 
+    @property
+    def promised(self) -> str:
+        """Exact, as long as the cache keeps the numbers it is given."""
+        return Promise.MEASURED if self.dtype == "int8" else self.promise
+
     def requires(self, model: ir.Model, ctx: Context) -> None:
-        """The graph is a decoder over `input_ids` whose attention is canonical."""
+        """The graph is a decoder over token ids whose attention is canonical."""
         if not any(True for _ in flash_attention_nodes(model)):
             raise UnsupportedError(
                 "the graph has no canonical attention",
                 where="pass 'kv'",
                 remedy="run 'flash' too: --passes flash,kv",
             )
-        _token_input(model)
+        read_decoder(model)
         if LOGITS not in {v.name for v in model.graph.outputs}:
             names = ", ".join(str(v.name) for v in model.graph.outputs)
             problem = f"the graph has no output named '{LOGITS}' (it has {names})"
@@ -76,49 +104,77 @@ class KV(Pass):
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         """Give every site a cache, or none."""
-        nodes = list(flash_attention_nodes(model))
-        if all(read_spec(node).cache for node in nodes):
+        if any(value.name == LENGTHS for value in model.graph.inputs):
             return PassResult(notes=("the graph has a cache already",))
-        if not all(ctx.wants(str(node.outputs[0].name)) for node in nodes):
+        common.TopologicalSortPass()(model)
+        decoder = read_decoder(model)
+        if not all(ctx.wants(site) for site in _sites(decoder)):
             return PassResult(notes=("a cache on some sites only would be wrong",))
-        axes, tokens = _token_axes(model), _token_input(model)
-        stand_ins = StandIns(model, tokens)
-        refusals = _input_refusals(model, axes, stand_ins) + _refusals(nodes, axes)
+        axes, stand_ins = decoder.axes, StandIns(model, decoder.tokens)
+        refusals = _input_refusals(model, decoder, stand_ins) + _refusals(decoder)
+        refusals += cross_refusals(model, decoder)
+        tail = find_tail(model, axes.batch, axes.sequence) if self.logits == "last" else None
+        if isinstance(tail, str):
+            refusals.append(Refusal(LOGITS, tail))
+            tail = None
         if refusals:
             stand_ins.undo()
             return PassResult(refusals=tuple(refusals))
-        _stand_in(model, stand_ins)
+        before = model.clone() if self.dtype == "int8" else model
+        _stand_in(decoder, stand_ins)
+        padding = PaddingIds(model, decoder.tokens, axes)
+        ids = padding.replace()
         lengths = ir.val(LENGTHS, ir.DataType.INT64, [axes.batch])
-        positions = CachePositions(model, axes, lengths, tokens)
-        refusals += positions.prepare(nodes, self.max)
+        positions = CachePositions(model, axes, lengths, decoder.tokens)
+        refusals += positions.prepare(decoder.own, self.max, decoder.beside)
         refusals += _mixing_refusals(model, axes)
         if refusals:
             positions.discard()
+            padding.undo()
             stand_ins.undo()
             return PassResult(refusals=tuple(refusals))
-        return self._rewrite(model, nodes, lengths, positions)
+        scales = calibrate(before, ctx) if self.dtype == "int8" else {}
+        notes = [f"token {token} is taken for padding, at the end of rows" for token in ids]
+        return self._rewrite(model, decoder, lengths, positions, tail, scales, notes)
 
     def _rewrite(
-        self, model: ir.Model, nodes: list[ir.Node], lengths: ir.Value, positions: CachePositions
+        self,
+        model: ir.Model,
+        decoder: Decoder,
+        lengths: ir.Value,
+        positions: CachePositions,
+        tail: Tail | None,
+        scales: Mapping[str, CacheScales],
+        notes: list[str],
     ) -> PassResult:
+        sites = _sites(decoder)
         masks = positions.keep()
-        model.graph.inputs.insert(1 + model.graph.inputs.index(_token_input(model)), lengths)
-        valid = _insert_lengths(model, lengths)
-        sites = []
-        for index, node in enumerate(nodes):
-            sites.append(str(node.outputs[0].name))
-            self._rewrite_site(model, node, index, valid, masks.get(node))
-        self._count_keys(model, positions.keys, valid)
+        model.graph.inputs.insert(1 + model.graph.inputs.index(decoder.tokens), lengths)
+        if tail is not None:
+            keep_last_tokens(model, tail, after=lengths)
+        valid = insert_valid_lengths(model, decoder.tokens, lengths)
+        for index, (node, site) in enumerate(zip(decoder.own, sites, strict=False)):
+            self._rewrite_site(model, decoder, index, valid, masks.get(node), scales.get(site))
+        self._count_keys(model, decoder, positions.keys, valid)
+        if decoder.cross:
+            common.TopologicalSortPass()(model)
+            keep_encoded(model, decoder)
         remove_unused_overloads(model)
         common.RemoveUnusedNodesPass()(model)
         common.TopologicalSortPass()(model)
         common.ShapeInferencePass()(model)
-        note = f"positions follow {LENGTHS} at {positions.places} place(s)"
-        return PassResult(tuple(sites), notes=(note,), details={"layout": self._layout()})
+        notes = [f"positions follow {LENGTHS} at {positions.places} place(s)", *notes]
+        if decoder.cross:
+            notes.append(f"the encoder is run once, for {len(decoder.cross)} sites")
+        details = {"layout": self._layout(), "logits": self.logits, "dtype": self.dtype}
+        return PassResult(sites, notes=tuple(notes), details=details)
 
-    def _count_keys(self, model: ir.Model, keys: ir.Value, valid: ir.Value) -> None:
+    def _count_keys(
+        self, model: ir.Model, decoder: Decoder, keys: ir.Value, valid: ir.Value
+    ) -> None:
         """What is counted as keys after the call: as many as `present` has."""
-        past = next(v for v in model.graph.inputs if v.name == past_name(0, "key"))
+        name = past_name(0, _part(decoder, "key"))
+        past = next(value for value in model.graph.inputs if value.name == name)
         made = ir.node("Shape", [past], {"start": 2, "end": 3})
         nodes = [made]
         if self._layout() == "concat":
@@ -136,21 +192,26 @@ class KV(Pass):
     def _rewrite_site(
         self,
         model: ir.Model,
-        node: ir.Node,
+        decoder: Decoder,
         index: int,
         valid: ir.Value,
         mask: ir.Value | None,
+        scales: CacheScales | None,
     ) -> None:
+        node, batch = decoder.own[index], decoder.axes.batch
         named = dict(zip(INPUTS, node.inputs, strict=False)) | {"mask": mask}
         inputs = {key: value for key, value in named.items() if value is not None}
         tokens = self.max if self._layout() == "static" else "past_sequence"
-        batch = _token_axes(model).batch
         for part in ("key", "value"):
-            inputs[f"past_{part}"] = _past(
-                model, past_name(index, part), inputs[part], batch, tokens
-            )
+            name = past_name(index, _part(decoder, part))
+            inputs[f"past_{part}"] = past_input(model, name, inputs[part], batch, tokens)
         inputs["lengths"] = valid
-        spec = dataclasses.replace(read_spec(node), cache=self._layout(), lengths=True)
+        if scales is not None:
+            inputs |= add_scales(model, index, scales)
+            inputs["past_key"].dtype = inputs["past_value"].dtype = ir.DataType.INT8
+        spec = dataclasses.replace(
+            read_spec(node), cache=self._layout(), lengths=True, int8=scales is not None
+        )
         spec = spec if mask is not None else dataclasses.replace(spec, mask="")
         old = node.outputs[0]
         cached = add_flash_attention(model, spec, inputs, name=str(old.name))
@@ -160,68 +221,52 @@ class KV(Pass):
         old.name = f"{old.name}_uncached"
         model.graph.remove(node, safe=True)
         for output, part in zip(cached.outputs[1:], ("key", "value"), strict=True):
-            output.name = present_name(index, part)
+            output.name = present_name(index, _part(decoder, part))
             model.graph.outputs.append(output)
 
     def ensures(self, model: ir.Model, result: PassResult) -> None:
-        """Every canonical attention has a cache, or none has."""
-        cached = [bool(read_spec(node).cache) for node in flash_attention_nodes(model)]
+        """All attention among the tokens has a cache, or none has."""
+        cached = [bool(read_spec(node).cache) for node in read_decoder(model).own]
         if any(cached) and not all(cached):
             raise PassContractError("only some sites have a cache", where=self.name)
 
 
-def _token_input(model: ir.Model) -> ir.Value:
-    inputs = [v for v in model.graph.inputs if v.const_value is None]
-    tokens = next((v for v in inputs if v.name == TOKENS), None)
-    if tokens is None:
-        names = ", ".join(str(v.name) for v in inputs)
-        problem = f"the graph has no input named '{TOKENS}' (it has {names})"
-        raise UnsupportedError(problem, where="pass 'kv'")
-    return tokens
+def _sites(decoder: Decoder) -> tuple[str, ...]:
+    return tuple(str(node.outputs[0].name) for node in (*decoder.own, *decoder.cross))
 
 
-def _token_axes(model: ir.Model) -> TokenAxes:
-    shape = _token_input(model).shape
-    names = _names(shape)
-    if len(names) != 2 or names[0] is None or names[1] is None or names[0] == names[1]:
-        raise UnsupportedError(
-            f"'{TOKENS}' has shape {shape}, not [batch, sequence] with both dynamic",
-            where="pass 'kv'",
-            remedy="export with dynamic batch and sequence",
-        )
-    return TokenAxes(names[0], names[1])
+def _part(decoder: Decoder, part: str) -> str:
+    return f"decoder.{part}" if decoder.cross else part
 
 
-def _names(shape: ir.Shape | None) -> list[str | None]:
-    return [d.value if isinstance(d, ir.SymbolicDim) else None for d in shape or ()]
+def _role(decoder: Decoder, value: ir.Value) -> str:
+    """What an input is called, without the word that tells it from the encoder's."""
+    return str(value.name).removeprefix("decoder_" if decoder.cross else "")
 
 
-def _others(model: ir.Model) -> list[ir.Value]:
-    inputs = [v for v in model.graph.inputs if v.const_value is None]
-    return [v for v in inputs if v.name != TOKENS]
-
-
-def _input_refusals(model: ir.Model, axes: TokenAxes, stand_ins: StandIns) -> list[Refusal]:
+def _input_refusals(model: ir.Model, decoder: Decoder, stand_ins: StandIns) -> list[Refusal]:
     """Inputs besides the tokens: derived ones, and those with one entry per token."""
-    found = []
-    for value in _others(model):
+    axes, tokens, found = decoder.axes, decoder.tokens.name, []
+    for value in decoder.companions:
         reason = ""
-        if value.name in {PADDING, POSITIONS}:
+        role = _role(decoder, value)
+        if role in {PADDING, POSITIONS}:
             stand_ins.name_axes(value)
-        if _names(value.shape)[:2] != [axes.batch, axes.sequence]:
-            reason = f"the input is {value.shape}, not one entry per token of '{TOKENS}'"
-        elif value.name == PADDING:
+        names = [d.value if isinstance(d, ir.SymbolicDim) else None for d in value.shape or ()]
+        if names[:2] != [axes.batch, axes.sequence]:
+            reason = f"the input is {value.shape}, not one entry per token of '{tokens}'"
+        elif role == PADDING:
             reason = padding_problem(model, value, axes)
         if reason:
             found.append(Refusal(str(value.name), reason))
     return found
 
 
-def _stand_in(model: ir.Model, stand_ins: StandIns) -> None:
-    for value in _others(model):
-        if value.name == PADDING:
+def _stand_in(decoder: Decoder, stand_ins: StandIns) -> None:
+    for value in decoder.companions:
+        if _role(decoder, value) == PADDING:
             stand_ins.ones(value)
-        elif value.name == POSITIONS:
+        elif _role(decoder, value) == POSITIONS:
             stand_ins.positions(value)
 
 
@@ -233,39 +278,18 @@ def _mixing_refusals(model: ir.Model, axes: TokenAxes) -> list[Refusal]:
     ]
 
 
-def _refusals(nodes: list[ir.Node], axes: TokenAxes) -> list[Refusal]:
+def _refusals(decoder: Decoder) -> list[Refusal]:
     found = []
-    for node in nodes:
+    for node in decoder.own:
         spec, key = read_spec(node), node.inputs[1]
         shape = key.shape if key is not None else None
         reason = ""
         if not spec.causal:
             reason = "the attention is not causal, so it cannot be computed token by token"
-        elif shape is None or not all(isinstance(shape[i], int) for i in (1, 3)):
+        elif key is None or shape is None or heads_and_size(key) is None:
             reason = "the number and size of its key heads are not known"
-        elif not axes.is_count(shape[2]):
-            reason = f"its keys do not come from '{TOKENS}'"
+        elif not decoder.axes.is_count(shape[2]):
+            reason = f"its keys do not come from '{decoder.tokens.name}'"
         if reason:
             found.append(Refusal(str(node.outputs[0].name), reason))
     return found
-
-
-def _past(
-    model: ir.Model, name: str, new: ir.Value, batch: str, tokens: int | str | None
-) -> ir.Value:
-    """The input [B,H,tokens,D] that holds what `new` [B,H,S,D] is appended to."""
-    dims = list(new.shape or ())  # rank 4 with whole heads and size: see _refusals
-    shape = ir.Shape([batch, dims[1], tokens, dims[3]])
-    value = ir.Value(name=name, shape=shape, type=new.type)
-    model.graph.inputs.append(value)
-    return value
-
-
-def _insert_lengths(model: ir.Model, lengths: ir.Value) -> ir.Value:
-    """`cache_lengths + S`: valid keys per row, new ones included."""
-    count = ir.node("Shape", [_token_input(model)], {"start": 1, "end": 2})
-    total = ir.node("Add", [lengths, count.outputs[0]])
-    model.graph.insert_before(model.graph[0], [count, total])
-    valid = total.outputs[0]
-    valid.name, valid.dtype, valid.shape = "valid_lengths", ir.DataType.INT64, lengths.shape
-    return valid

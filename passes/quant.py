@@ -24,6 +24,8 @@ import onnx_ir.passes.common as common
 from optc.core.base import Pass, PassResult, Promise, Refusal, option
 from optc.core.context import Context, Feeds
 from optc.core.errors import PassContractError, SampleError, UnsupportedError
+from optc.rewrite.encode_once import encoder_in_line
+from optc.rewrite.last_tokens import every_token
 from optc.rewrite.quant_apply import Plan, apply_plan
 from optc.rewrite.quant_choice import Choice
 from optc.rewrite.quant_drift import DriftMeter
@@ -88,6 +90,10 @@ class Quant(Pass):
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         """Find the sites, plan their widths, write the plan."""
+        with encoder_in_line(model):
+            return self._quantise(model, ctx)
+
+    def _quantise(self, model: ir.Model, ctx: Context) -> PassResult:
         common.LiftConstantsToInitializersPass()(model)
         found = find_sites(model, ctx.wants)
         errors, unfit = _rounding_errors(found.sites)
@@ -113,11 +119,12 @@ class Quant(Pass):
         if ctx.evaluate is None or not ctx.calibration:
             return Choice(Plan(frozenset(errors)), errors)
         learnt, judged = _split(ctx.calibration, halves=self.scheme == "int8")
-        meter = DriftMeter(model, ctx, judged, ctx.wants)
+        whole = every_token(model)
+        meter = DriftMeter(whole, ctx, judged, ctx.wants)
         weights, readers = frozenset(errors), _readers(sites)
         needs_rows = meter.measure(Plan(weights)) > self.max_drift
         widths = {name: len(sample_columns(users, 1)) for name, users in readers.items()}
-        seen = observe(model, widths, ctx, learnt) if needs_rows or self.scheme == "int8" else {}
+        seen = observe(whole, widths, ctx, learnt) if needs_rows or self.scheme == "int8" else {}
         if needs_rows:
             weights = choose_weights(meter, _harms(sites, seen, errors), self.max_drift)
         if self.scheme == "w8":
@@ -141,7 +148,7 @@ class Quant(Pass):
 
     def ensures(self, model: ir.Model, result: PassResult) -> None:
         """Every reported site reads an integer matrix now."""
-        nodes = {out.name: node for node in model.graph for out in node.outputs}
+        nodes = {out.name: node for node in model.graph.all_nodes() for out in node.outputs}
         for name in result.sites:
             if not any(v is not None and is_quantised(v) for v in nodes[name].inputs):
                 raise PassContractError(f"'{name}' is reported and not quantised", where=self.name)

@@ -41,6 +41,7 @@ CAUSAL = AttentionSpec(0.2, causal=True)
 GROWING = AttentionSpec(0.2, causal=True, cache="concat", lengths=True)
 STATIC = AttentionSpec(0.2, causal=True, cache="static", lengths=True)
 LAYOUTS = (CAUSAL, GROWING, STATIC)
+INTEGERS = tuple(dataclasses.replace(spec, int8=True) for spec in (GROWING, STATIC))
 
 EVERY_SPEC = [
     AttentionSpec(0.2, causal, window, softcap, mask, cache, lengths)
@@ -124,7 +125,7 @@ def _check_cache(given: Array, expected: Array, inputs: dict[str, Array], name: 
 
 def cases(*dtypes: str) -> list[Case]:
     """The whole list for a realisation that computes in these types."""
-    found = [*_parts(), *_shapes(), *_visibility(), *_lengths(), *_numbers()]
+    found = [*_parts(), *_shapes(), *_visibility(), *_lengths(), *_numbers(), *_integers()]
     return [case for case in found if case.dtype in dtypes]
 
 
@@ -204,6 +205,28 @@ def _numbers() -> list[Case]:
         if spec.causal and not spec.cache and not spec.lengths:
             found.append(Case("half precision over several tiles", spec, tiled, dtype))
     return found
+
+
+def _integers() -> list[Case]:
+    """A cache of int8: what is read is what is stored, new keys too."""
+    parts = [dataclasses.replace(spec, int8=True) for spec in EVERY_SPEC if spec.cache]
+    found = [Case("every combination of parts", spec, {"heads": (2, 1)}) for spec in parts]
+    for spec in INTEGERS:
+        for lengths in ([3, 3], [7, 3], [4, 6]):
+            found.append(Case("rows of different length", spec, {"lengths": lengths}))
+        room = {"lengths": [3, 11], "past": 24, "capacity": 24}
+        found.append(Case("a past with room to spare", spec, room))
+        found += [Case("one new token", spec, {"rows": 1, "batch": batch}) for batch in (1, 3)]
+        found += [Case("heads", spec, {"heads": heads}) for heads in ((4, 4), (8, 2), (4, 1))]
+        found.append(Case("values of another size", spec, {"dims": (32, 48)}))
+        found.append(Case("keys beyond the range are cut off", spec, change=_beyond_the_range))
+        found.append(Case("half precision", spec, dtype="float16"))
+    return found
+
+
+def _beyond_the_range(inputs: dict[str, Array]) -> None:
+    inputs["key"][:, :, :, ::3] *= 100
+    inputs["value"][:, :, 1] *= -100
 
 
 def _hide_second_query(inputs: dict[str, Array]) -> None:
@@ -286,6 +309,12 @@ def make_inputs(
     if spec.cache:
         inputs["past_key"] = normal(batch, heads[1], held, dims[0])
         inputs["past_value"] = normal(batch, heads[1], held, dims[1])
+    if spec.int8:
+        for part in ("key", "value"):
+            steps = rng.uniform(0.01, 0.04, heads[1]).astype(np.float32)
+            past = inputs[f"past_{part}"].astype(np.float32) / steps[:, None, None]
+            inputs[f"past_{part}"] = past.round().clip(-128, 127).astype(np.int8)
+            inputs[f"{part}_scale"] = steps
     if spec.mask == "bool":
         inputs["mask"] = rng.random((batch, 1, rows, total)) > 0.3
     if spec.mask == "bias":

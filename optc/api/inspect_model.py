@@ -126,7 +126,7 @@ def inspect_model(
         ir_version=model.ir_version or 0,
         opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
         producer=f"{model.producer_name or '?'} {model.producer_version or ''}".strip(),
-        operators=dict(Counter(_operator(node) for node in model.graph).most_common()),
+        operators=dict(Counter(_operator(node) for node in model.graph.all_nodes()).most_common()),
         functions=tuple("::".join(part for part in key if part) for key in model.functions),
         inputs=ports(model.graph.inputs),
         outputs=ports(model.graph.outputs),
@@ -143,16 +143,17 @@ def _operator(node: ir.Node) -> str:
 
 def _cache(model: ir.Model) -> str | None:
     given = ports(model.graph.inputs)
-    caches = cache_ports(given)
+    caches = [cache for cache in cache_ports(given) if not cache.is_cross]
     if not caches or not any(port.name == LENGTHS for port in given):
         return None
     capacity = caches[0].capacity
     layers = len(caches) // 2
-    return f"{layers} layers, {'growing' if capacity is None else f'{capacity} tokens'}"
+    kind = "" if caches[0].dtype.startswith("float") else f", {caches[0].dtype}"
+    return f"{layers} layers, {'growing' if capacity is None else f'{capacity} tokens'}{kind}"
 
 
 def _sites(model: ir.Model) -> Iterator[AttentionSite]:
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         name = str(node.outputs[0].name)
         if (node.domain, node.op_type) == (DOMAIN, "FlashAttention"):
             spec = read_spec(node)

@@ -19,7 +19,7 @@ __all__ = ["fitted", "policy_for", "policy_of"]
 
 def policy_for(path: str | Path | None, pipeline: Pipeline) -> Policy:
     """The limits of a policy file, or the default ones, for what a pipeline promises."""
-    promises = [p.promise for p in pipeline.passes]
+    promises = [p.promised for p in pipeline.passes]
     return Policy.default(promises) if path is None else load_policy(path, promises)
 
 

@@ -83,6 +83,11 @@ class Pass(abc.ABC):
     after: ClassVar[tuple[str, ...]] = ()
     promise: ClassVar[str] = Promise.EXACT
 
+    @property
+    def promised(self) -> str:
+        """What the pass promises with the options it has; by default what its class does."""
+        return self.promise
+
     def requires(self, model: ir.Model, ctx: Context) -> None:  # noqa: B027 - optional hook
         """Raise an `OptcError` if the pass cannot start on this graph."""
 

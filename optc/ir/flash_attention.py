@@ -5,7 +5,8 @@ One op, several realisations: the function body below (any runtime), a runtime's
 model wherever it goes.
 
     FlashAttention(query [B,Hq,S,D], key [B,Hkv,S',D], value [B,Hkv,S',Dv], mask?, past_key?,
-                   past_value?, lengths?) -> (output [B,Hq,S,Dv], present_key?, present_value?)
+                   past_value?, lengths?, key_scale?, value_scale?)
+        -> (output [B,Hq,S,Dv], present_key?, present_value?)
 
 * Hq is a multiple of Hkv; query head h reads key head h // (Hq / Hkv).
 * `lengths` [B] int64 counts the valid keys of each row, the new ones included; absent: all T.
@@ -18,6 +19,9 @@ model wherever it goes.
   buffer that came in. Layout `concat` grows where it must: present has the past's keys or
   max(lengths), whichever is more. So a past with room to spare keeps its size, and a runtime may
   give one buffer as past and present.
+* With `key_scale` and `value_scale` [Hkv], float32, the cache is int8: what is new is divided,
+  rounded half to even and cut off at -128 and 127 before it goes in (`QuantizeLinear`), and all
+  that is read, the new keys too, is the stored integer times its head's scale.
 
 Sources: FlashAttention (Dao et al., 2022); ONNX operators Attention-24 and TensorScatter-24.
 """
@@ -30,6 +34,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from optc.core.errors import PassContractError
+from optc.ir.attention_cache import cache_lines
 
 __all__ = [
     "DOMAIN",
@@ -43,7 +48,17 @@ __all__ = [
 
 DOMAIN = "optc"
 NAME = "FlashAttention"
-INPUTS = ("query", "key", "value", "mask", "past_key", "past_value", "lengths")
+INPUTS = (
+    "query",
+    "key",
+    "value",
+    "mask",
+    "past_key",
+    "past_value",
+    "lengths",
+    "key_scale",
+    "value_scale",
+)
 _OPSET = 24
 
 
@@ -59,6 +74,7 @@ class AttentionSpec:
         mask: `""`, `"bool"` or `"bias"`.
         cache: `""`, `"concat"` or `"static"`.
         lengths: Whether per-row lengths are given.
+        int8: Whether the cache holds int8, with scales.
     """
 
     scale: float
@@ -68,6 +84,7 @@ class AttentionSpec:
     mask: str = ""
     cache: str = ""
     lengths: bool = False
+    int8: bool = False
 
     @property
     def overload(self) -> str:
@@ -78,6 +95,7 @@ class AttentionSpec:
             "causal" if self.causal else "",
             "window" if self.window else "",
             "lengths" if self.lengths else "",
+            "int8" if self.int8 else "",
         ]
         return "_".join(part for part in parts if part)
 
@@ -131,6 +149,7 @@ def _check_inputs(spec: AttentionSpec, inputs: dict[str, ir.Value], name: str) -
     expected |= {"mask"} if spec.mask else set()
     expected |= {"past_key", "past_value"} if spec.cache else set()
     expected |= {"lengths"} if spec.lengths else set()
+    expected |= {"key_scale", "value_scale"} if spec.int8 else set()
     if set(inputs) != expected:
         problem = f"inputs {sorted(inputs)} do not fit the spec, which needs {sorted(expected)}"
         raise PassContractError(problem, where=name)
@@ -146,6 +165,7 @@ def _describe_outputs(node: ir.Node, inputs: dict[str, ir.Value]) -> None:
     if query.shape is not None and value.shape is not None and len(query.shape) == 4:
         node.outputs[0].shape = ir.Shape([*query.shape[:3], value.shape[-1]])
     for output, past in zip(node.outputs[1:], ("past_key", "past_value"), strict=False):
+        output.type = inputs[past].type
         shape = inputs[past].shape
         if shape is not None:
             grown = shape[2] if "static" in node.overload else None
@@ -153,8 +173,8 @@ def _describe_outputs(node: ir.Node, inputs: dict[str, ir.Value]) -> None:
 
 
 def flash_attention_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """Every canonical attention node of the main graph, in order."""
-    for node in model.graph:
+    """Every canonical attention node, in order; also those in branches."""
+    for node in model.graph.all_nodes():
         if (node.domain, node.op_type) == (DOMAIN, NAME):
             yield node
 
@@ -171,6 +191,7 @@ def read_spec(node: ir.Node) -> AttentionSpec:
         mask=next((kind for kind in ("bool", "bias") if kind in parts), ""),
         cache=next((kind for kind in ("concat", "static") if kind in parts), ""),
         lengths="lengths" in parts,
+        int8="int8" in parts,
     )
 
 
@@ -189,8 +210,8 @@ def _function(spec: AttentionSpec) -> ir.Function:
     if needs_lengths or spec.cache:
         body += _lengths_lines(spec)
     if spec.cache:
-        body += _cache_lines(spec)
-        key, value = "present_key", "present_value"
+        body += cache_lines(spec.cache, int8=spec.int8)
+        key, value = ("read_key", "read_value") if spec.int8 else ("present_key", "present_value")
     mask = {"": "", "bool": "mask", "bias": "mask"}[spec.mask]
     if spec.window:
         body += _window_lines(spec, key)
@@ -227,32 +248,6 @@ def _lengths_lines(spec: AttentionSpec) -> list[str]:
         "total = Add(past_count, new)",
         "valid = Expand(total, batch)",
     ]
-
-
-def _cache_lines(spec: AttentionSpec) -> list[str]:
-    """Write the new keys and values of row b at `valid[b] - new`."""
-    lines = ["at = Sub(valid, new)"]
-    if spec.cache == "static":
-        return lines + [
-            f"present_{name} = TensorScatter<axis = 2>(past_{name}, {name}, at)"
-            for name in ("key", "value")
-        ]
-    lines += [
-        "none = Constant<value_ints = [0]>()",
-        "tokens = Constant<value_ints = [2]>()",
-        "most = ReduceMax<keepdims = 1>(valid)",
-        "held = Shape<start = 2, end = 3>(past_key)",
-        "lacking = Sub(most, held)",
-        "missing = Max(lacking, none)",
-        "spare = Sub(new, missing)",
-    ]
-    for name in ("key", "value"):
-        lines += [
-            f"{name}_more = Slice({name}, spare, new, tokens)",
-            f"{name}_room = Concat<axis = 2>(past_{name}, {name}_more)",
-            f"present_{name} = TensorScatter<axis = 2>({name}_room, {name}, at)",
-        ]
-    return lines
 
 
 def _window_lines(spec: AttentionSpec, key: str) -> list[str]:

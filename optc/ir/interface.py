@@ -4,6 +4,13 @@ Inputs `input_ids` [B,S], `cache_lengths` [B] int64, `past_key_values.{i}.key|va
 `logits` and `present.{i}.key|value`. `cache_lengths` counts the tokens that are in the cache before
 the call. The same graph prefills, decodes, takes ragged batches (pad on the right, then pass each
 row's own length next time) and rolls back (pass a smaller length).
+
+An encoder-decoder takes `decoder_input_ids` [B,S] beside the encoder's inputs. Its caches are
+`past_key_values.{i}.decoder.key|value`, which behave as above, and `.encoder.key|value`, what
+attention to the encoder sees: with 0 tokens in them the encoder is run and gives them, otherwise
+they come back as they are and the encoder is skipped.
+A graph may take `new_lengths` [B] int64 too: how many of each row's tokens are real. Then it
+answers for the last of them only, and `logits` is [B,1,V].
 """
 
 from __future__ import annotations
@@ -35,11 +42,13 @@ __all__ = [
     "ports",
     "present_name",
     "present_of",
-    "token_input",
+    "token_count",
+    "token_name",
 ]
 
 TOKENS = "input_ids"
-TOKEN_INPUTS = ("decoder_input_ids", TOKENS)
+DECODER_TOKENS = "decoder_input_ids"
+TOKEN_INPUTS = (DECODER_TOKENS, TOKENS)
 LENGTHS = "cache_lengths"
 NEW_LENGTHS = "new_lengths"
 LOGITS = "logits"
@@ -47,19 +56,23 @@ PADDING = "attention_mask"
 POSITIONS = "position_ids"
 
 
-def token_input(names: Iterable[str]) -> str | None:
+def token_name(names: Iterable[str]) -> str | None:
     """Which of a graph's inputs takes the tokens that its logits follow; None if none does."""
     given = set(names)
     return next((name for name in TOKEN_INPUTS if name in given), None)
 
 
 def past_name(layer: int, part: str) -> str:
-    """Input that holds the cached `key` or `value` of attention site `layer`."""
+    """Input that holds the cached `key` or `value` of attention site `layer`.
+
+    In an encoder-decoder `part` is `decoder.key`, `decoder.value`, `encoder.key` or
+    `encoder.value`.
+    """
     return f"past_key_values.{layer}.{part}"
 
 
 def present_name(layer: int, part: str) -> str:
-    """Output that holds the updated `key` or `value` of attention site `layer`."""
+    """Output that holds the updated `key` or `value` of attention site `layer`; see `past_name`."""
     return f"present.{layer}.{part}"
 
 
@@ -79,7 +92,8 @@ class CachePort:
         heads: Key/value heads.
         dim: Size of one head.
         dtype: numpy name of the element type.
-        capacity: Number of tokens of a fixed buffer; None where the cache grows.
+        capacity: Number of tokens of a fixed buffer; None where the cache grows, or is what an
+            encoder gives.
     """
 
     past: str
@@ -130,23 +144,32 @@ def complete_feeds(inputs: Iterable[Port], feeds: Feeds) -> dict[str, Array]:
 
     Args:
         inputs: What the graph takes.
-        feeds: A sample, by input name; the batch is the first axis of `input_ids`, else of the
+        feeds: A sample, by input name; the batch is the first axis of the token input, else of the
             first array that has axes, else 1.
 
     Returns:
-        The sample, with `cache_lengths` zero and empty past buffers where the graph wants them and
-        the sample does not name them.
+        The sample, with `cache_lengths` zero, `new_lengths` the number of tokens, and empty past
+        buffers where the graph wants them and the sample does not name them.
     """
     given = list(inputs)
     complete = dict(feeds)
     batch = _batch(feeds)
     if any(port.name == LENGTHS for port in given):
         complete.setdefault(LENGTHS, np.zeros(batch, np.int64))
+    if any(port.name == NEW_LENGTHS for port in given):
+        complete.setdefault(NEW_LENGTHS, np.full(batch, token_count(feeds), np.int64))
     for cache in cache_ports(given):
         complete.setdefault(cache.past, cache.empty(batch))
     return complete
 
 
 def _batch(feeds: Feeds) -> int:
-    leaders = [feeds[TOKENS]] if TOKENS in feeds else []
+    tokens = token_name(feeds)
+    leaders = [] if tokens is None else [feeds[tokens]]
     return next((array.shape[0] for array in [*leaders, *feeds.values()] if array.ndim), 1)
+
+
+def token_count(feeds: Feeds) -> int:
+    """Tokens of each row; 1 where the feeds hold none."""
+    tokens = feeds.get(DECODER_TOKENS, feeds.get(TOKENS))
+    return tokens.shape[1] if tokens is not None and tokens.ndim == 2 else 1

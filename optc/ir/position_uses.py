@@ -6,6 +6,7 @@ Which values run over the sequence is found by evaluating each at two lengths.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Container
 
 import numpy as np
 import onnx_ir as ir
@@ -46,7 +47,9 @@ class PositionUse:
     axis: int
 
 
-def position_uses(model: ir.Model, axes: TokenAxes) -> list[PositionUse | str]:
+def position_uses(
+    model: ir.Model, axes: TokenAxes, beside: Container[ir.Node] = ()
+) -> list[PositionUse | str]:
     """Values that depend on sizes only, run over the sequence, and are used by data nodes.
 
     Masks of attention are not among them: see `optc.ir.position_masks`.
@@ -54,13 +57,14 @@ def position_uses(model: ir.Model, axes: TokenAxes) -> list[PositionUse | str]:
     Args:
         model: The model.
         axes: Axes of the token input.
+        beside: Nodes that are not about the tokens.
 
     Returns:
         The uses; a sentence in place of each value that cannot be evaluated.
     """
     probes = [Probe(model, axes.sizes(count, batch=2)) for count in _COUNTS]
     found: list[PositionUse | str] = []
-    for value in _met_by_data(model):
+    for value in _met_by_data(model, beside):
         try:
             contents = [probe.run(value) for probe in probes]
         except ProbeFailure as failure:
@@ -89,12 +93,12 @@ def data_uses(model: ir.Model, value: ir.Value) -> list[tuple[ir.Node, int]]:
     return [(node, index) for node, index in value.uses() if _meets(node, index, fixed, model)]
 
 
-def _met_by_data(model: ir.Model) -> list[ir.Value]:
+def _met_by_data(model: ir.Model, beside: Container[ir.Node]) -> list[ir.Value]:
     """Computed values that depend on sizes only and are operands of nodes that see data."""
     fixed = fixed_values(model)
     met: dict[ir.Value, None] = {}
     for node in model.graph:
-        for index, value in enumerate(node.inputs):
+        for index, value in enumerate(node.inputs if node not in beside else ()):
             if value is not None and fixed.get(value) and _meets(node, index, fixed, model):
                 met.setdefault(value)
     return list(met)

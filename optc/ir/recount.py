@@ -18,6 +18,8 @@ from optc.ir.probe import ProbeFailure, fixed_values
 
 __all__ = ["Recount", "TokenAxes"]
 
+_OTHER = 53
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenAxes:
@@ -26,14 +28,19 @@ class TokenAxes:
     Attributes:
         batch: Symbol of B.
         sequence: Symbol of S.
+        batches: Other names of B, on inputs beside the tokens.
+        others: Other free axes, such as the length of what an encoder reads.
     """
 
     batch: str
     sequence: str
+    batches: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     def sizes(self, tokens: int, batch: int = 1) -> dict[str, int]:
-        """Sizes for a probe."""
-        return {self.batch: batch, self.sequence: tokens}
+        """Sizes for a probe; axes that are not about the tokens have one that is no other's."""
+        beside = dict.fromkeys(self.others, _OTHER) | dict.fromkeys(self.batches, batch)
+        return beside | {self.batch: batch, self.sequence: tokens}
 
     def is_count(self, dim: int | ir.SymbolicDim) -> bool:
         """Whether a size is S, at least while S is small: tables of a model end somewhere."""
@@ -110,7 +117,7 @@ class Recount:
     def _dim(self, dim: int | ir.SymbolicDim) -> int | ir.Value | None:
         if isinstance(dim, int):
             return dim
-        if dim.value == self._axes.batch:
+        if dim.value in {self._axes.batch, *self._axes.batches}:
             return 1
         return self._count if dim.value == self._axes.sequence else None
 

@@ -110,7 +110,7 @@ class _Search:
             return Bisection(INPUT, INPUT, violations, note=note, probes=self.probes)
         exact = not self.policy.violations(metrics, Promise.EXACT)
         for p in pipeline.passes:
-            exact = exact and p.promise == Promise.EXACT
+            exact = exact and p.promised == Promise.EXACT
             before = model.clone()
             judge = self._judge(p, before, exact)
             sites = self._apply(p, model, self.ctx)
@@ -124,8 +124,8 @@ class _Search:
         self, p: Pass, before: ir.Model, exact: bool
     ) -> Callable[[ir.Model], tuple[str, ...]]:
         """How a graph that `p` made of `before` is judged: the rules it breaks."""
-        measure, promise = self.measure, p.promise
-        if p.promise == Promise.EXACT and not exact:
+        measure, promise = self.measure, p.promised
+        if p.promised == Promise.EXACT and not exact:
             if self.rebase is not None:
                 measure = self.rebase(before)
             else:

@@ -8,10 +8,18 @@ import numpy as np
 
 from optc.core.context import Array, Feeds
 from optc.core.session import Session
-from optc.ir.interface import LENGTHS, LOGITS, TOKENS, cache_ports, complete_feeds
+from optc.ir.interface import (
+    LENGTHS,
+    LOGITS,
+    NEW_LENGTHS,
+    TOKENS,
+    cache_ports,
+    complete_feeds,
+    token_name,
+)
 from optc.parity.feeds import sample_feeds, token_feeds
 
-__all__ = ["most_likely", "pieces", "ragged_predictions", "run_in_pieces"]
+__all__ = ["answers_last", "most_likely", "pieces", "ragged_predictions", "run_in_pieces"]
 
 _SINGLE_STEPS = 8
 
@@ -29,26 +37,42 @@ def pieces(tokens: int) -> list[int]:
     return [part for part in parts if part > 0] + [1] * single if tokens >= 4 else [1] * tokens
 
 
-def run_in_pieces(session: Session, sample: Feeds, names: Sequence[str]) -> dict[str, Array]:
+def answers_last(session: Session) -> bool:
+    """Whether a graph gives the logits of one token of each row only."""
+    return any(port.name == NEW_LENGTHS for port in session.inputs)
+
+
+def run_in_pieces(
+    session: Session, sample: Feeds, names: Sequence[str], sizes: Sequence[int]
+) -> dict[str, Array]:
     """Run one sample piece by piece through the cache.
 
     Args:
         session: A graph with the cache interface.
-        sample: Inputs by name; those that have the axes of `input_ids` [B,S] are cut along S.
+        sample: Inputs by name; those that have the axes of the token input [B,S] are cut along S,
+            and of an encoder-decoder only the tokens: the encoder's inputs are fed every time.
         names: Outputs wanted; each [B,S,...].
+        sizes: Tokens of each piece, S together.
 
     Returns:
-        The outputs of all pieces, put together along S.
+        The outputs of all pieces, put together along S; of logits that are given for the last token
+        only, one for each piece.
     """
     feeds = sample_feeds(session.inputs, sample)
-    batch, tokens = feeds[TOKENS].shape
+    name_of_tokens = token_name(feeds) or TOKENS
+    batch, tokens = feeds[name_of_tokens].shape
+    last = answers_last(session)
     caches = cache_ports(session.inputs)
     cut = {k: v for k, v in feeds.items() if k in sample and v.shape[:2] == (batch, tokens)}
+    if any(cache.is_cross for cache in caches):
+        cut = {name_of_tokens: feeds[name_of_tokens]}
     found: dict[str, list[Array]] = {name: [] for name in names}
     start = 0
-    for size in pieces(tokens):
+    for size in sizes:
         feeds |= {name: array[:, start : start + size] for name, array in cut.items()}
         feeds[LENGTHS] = np.full(batch, start, np.int64)
+        if last:
+            feeds[NEW_LENGTHS] = np.full(batch, size, np.int64)
         outputs = session.run(feeds)
         feeds |= {cache.past: outputs[cache.present] for cache in caches}
         for name in names:
@@ -77,7 +101,8 @@ def ragged_predictions(
     caches = cache_ports(session.inputs)
     lengths = np.array([len(prompt) for prompt in prompts], np.int64)
     outputs = session.run(token_feeds(session.inputs, prompts))
-    yield most_likely(outputs[LOGITS][np.arange(len(prompts)), lengths - 1])
+    at = 0 if answers_last(session) else lengths - 1
+    yield most_likely(outputs[LOGITS][np.arange(len(prompts)), at])
     for step in range(max(len(row) for row in forced) - 1):
         last = [min(step, max(len(row) - 2, 0)) for row in forced]
         fed = [row[at : at + 1] for row, at in zip(forced, last, strict=True)]

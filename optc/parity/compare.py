@@ -12,6 +12,9 @@ next, and every position is judged. As long as all tokens agree this is greedy d
 "all equal" means the same text; after a first difference it still says how often they differ,
 where free decoding would compare two unrelated texts. A tie in the reference's logits excuses
 nothing: the token is the same or it is not.
+
+A graph that gives the logits of one token of each row only (`optc.ir.interface`) is asked for every
+position by running each sample token by token as well; with pieces, the ends of the pieces count.
 """
 
 from __future__ import annotations
@@ -24,10 +27,17 @@ import numpy as np
 from optc.core.context import Array, Feeds, Progress, no_progress
 from optc.core.errors import SampleError
 from optc.core.session import Session
-from optc.ir.interface import LENGTHS, LOGITS, TOKENS, cache_ports
+from optc.ir.interface import LENGTHS, LOGITS, TOKENS, cache_ports, token_name
 from optc.ir.reference import Reference, Sample
-from optc.parity.cached import most_likely, ragged_predictions, run_in_pieces
+from optc.parity.cached import (
+    answers_last,
+    most_likely,
+    pieces,
+    ragged_predictions,
+    run_in_pieces,
+)
 from optc.parity.feeds import capacity, sample_feeds, token_feeds, token_feeds_refusal
+from optc.parity.last import at_ends, at_last, is_partial
 from optc.parity.metrics import Accumulator, Metrics
 
 __all__ = ["Tap", "compare"]
@@ -88,6 +98,8 @@ class _Comparison:
         self.progress = progress
         self.notes: list[str] = []
         self.cached = any(port.name == LENGTHS for port in session.inputs)
+        self.tokens = token_name(port.name for port in session.inputs) or TOKENS
+        self.last = self.cached and answers_last(session)
         self.causal = self.cached or bool(reference.prompts)
         self.room = capacity(session.inputs)
 
@@ -100,9 +112,11 @@ class _Comparison:
             return Metrics(nan, nan, nan, max_rel=nan, faults=absent)
         whole = Accumulator(causal=self.causal)
         for done, (index, sample) in enumerate(fitting, start=1):
-            outputs = self.session.run(
-                sample_feeds(self.session.inputs, sample.inputs), tuple(sample.outputs)
-            )
+            feeds = sample_feeds(self.session.inputs, sample.inputs)
+            outputs = self.session.run(feeds, tuple(sample.outputs))
+            if self.last and is_partial(sample, outputs):
+                whole.add(*at_last(sample, outputs, feeds))
+                outputs |= self._token_by_token(sample)
             whole.add(sample.outputs, outputs, sample.inputs)
             self.tap.outputs(index, outputs)
             self.progress("comparing samples", done, len(fitting))
@@ -111,14 +125,25 @@ class _Comparison:
             return metrics
         return metrics.worst(self._in_pieces([sample for _, sample in fitting]))
 
+    def _token_by_token(self, sample: Sample) -> dict[str, Array]:
+        """Logits [B,S,V] of a graph that gives those of one token at a time."""
+        sizes = [1] * sample.inputs[self.tokens].shape[1]
+        return run_in_pieces(self.session, sample.inputs, (LOGITS,), sizes)
+
     def _in_pieces(self, samples: Sequence[Sample]) -> Metrics:
-        sample = max(samples, key=lambda s: s.inputs[TOKENS].shape[1])
-        shape = sample.inputs[TOKENS].shape
+        sample = max(samples, key=lambda s: s.inputs[self.tokens].shape[1])
+        shape = sample.inputs[self.tokens].shape
+        sizes = pieces(shape[1])
         expected = {k: v for k, v in sample.outputs.items() if v.shape[:2] == shape}
-        pieces = Accumulator(causal=True)
-        outputs = run_in_pieces(self.session, sample.inputs, tuple(expected))
-        pieces.add(expected, outputs, sample.inputs)
-        return pieces.metrics()
+        if not expected:  # a reference that has the logits of last tokens only
+            return Metrics(0.0, 0.0, 1.0)
+        found = Accumulator(causal=True)
+        outputs = run_in_pieces(self.session, sample.inputs, tuple(expected), sizes)
+        if not self.last:
+            found.add(expected, outputs, sample.inputs)
+            return found.metrics()
+        found.add(at_ends(expected, sizes), outputs, {})  # too few tokens for statistics of them
+        return found.metrics()
 
     def _absent_outputs(self) -> tuple[str, ...]:
         given = {port.name for port in self.session.outputs}
@@ -130,13 +155,13 @@ class _Comparison:
 
     def _fitting_samples(self) -> list[tuple[int, Sample]]:
         samples = list(enumerate(self.reference.samples))
-        if self.cached and any(TOKENS not in sample.inputs for _, sample in samples):
-            raise SampleError(f"the graph has a cache, a sample has no '{TOKENS}'")
+        if self.cached and any(self.tokens not in sample.inputs for _, sample in samples):
+            raise SampleError(f"the graph has a cache, a sample has no '{self.tokens}'")
         if self.room is None:
             return samples
         kept = []
         for index, sample in samples:
-            tokens = sample.inputs[TOKENS].shape[1]
+            tokens = sample.inputs[self.tokens].shape[1]
             if tokens <= self.room:
                 kept.append((index, sample))
             else:

@@ -9,7 +9,8 @@ import numpy as np
 from optc.core.context import Array, Feeds
 from optc.core.errors import SampleError, UnsupportedError
 from optc.core.session import Port
-from optc.ir.interface import LENGTHS, TOKENS, cache_ports, complete_feeds
+from optc.ir.interface import LENGTHS, NEW_LENGTHS, TOKENS, cache_ports, complete_feeds
+from optc.parity.padding import valid_positions
 
 __all__ = ["capacity", "sample_feeds", "token_feeds", "token_feeds_refusal"]
 
@@ -35,11 +36,20 @@ def sample_feeds(inputs: Sequence[Port], sample: Feeds) -> dict[str, Array]:
     if unknown:
         raise SampleError(f"a sample has inputs {unknown}, which the graph does not take")
     kept = {name: array for name, array in sample.items() if name in names}
+    real = valid_positions(sample)
+    if NEW_LENGTHS in names and real is not None:
+        kept[NEW_LENGTHS] = _last_real(real) + 1
     feeds = complete_feeds(inputs, kept)
     missing = sorted(names - set(feeds))
     if missing:
         raise SampleError(f"the graph takes inputs {missing}, which a sample does not have")
     return feeds
+
+
+def _last_real(real: Array) -> Array:
+    """Index of the last True of each row [B,S] -> int64 [B]; 0 where there is none."""
+    found: Array = np.where(real, np.arange(real.shape[1]), 0).max(axis=1).astype(np.int64)
+    return found
 
 
 def token_feeds_refusal(inputs: Sequence[Port], rows: Sequence[Array]) -> str | None:
@@ -48,7 +58,7 @@ def token_feeds_refusal(inputs: Sequence[Port], rows: Sequence[Array]) -> str | 
     if TOKENS not in ports:
         return f"the graph has no input '{TOKENS}'"
     caches = {cache.past for cache in cache_ports(inputs)}
-    other = sorted(set(ports) - set(_MADE) - caches - {LENGTHS})
+    other = sorted(set(ports) - set(_MADE) - caches - {LENGTHS, NEW_LENGTHS})
     if other:
         return f"tokens alone cannot feed the inputs {other}"
     shape = ports[TOKENS].shape
@@ -66,7 +76,8 @@ def token_feeds(
     """The feeds of token rows of different lengths, padded on the right with token 0.
 
     Besides `input_ids`, the usual companions are made: `attention_mask` (1 on real tokens),
-    `position_ids` (0, 1, ...), `token_type_ids` (0). A fixed batch or sequence axis is filled up.
+    `position_ids` (0, 1, ...), `token_type_ids` (0), `new_lengths` (n_i). A fixed batch or sequence
+    axis is filled up.
 
     Args:
         inputs: What the graph takes.
@@ -92,6 +103,9 @@ def token_feeds(
         made[TOKENS][index, : len(row)] = row
         made["attention_mask"][index, : len(row)] = 1
     feeds = {k: v.astype(ports[k].dtype) for k, v in made.items() if k in ports}
+    if NEW_LENGTHS in ports:
+        filled = [1] * (batch - len(rows))
+        feeds[NEW_LENGTHS] = np.array([*map(len, rows), *filled], np.int64)
     if lengths is None:
         return complete_feeds(inputs, feeds)
     return feeds | {LENGTHS: lengths}

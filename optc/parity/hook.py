@@ -105,14 +105,14 @@ class CompareHook(Hook):
         Raises:
             ParityError: The pass broke its promise, or the graph cannot be run any more.
         """
-        previous = self._baseline if p.promise == Promise.EXACT else None
-        if p.promise != Promise.EXACT:
+        previous = self._baseline if p.promised == Promise.EXACT else None
+        if p.promised != Promise.EXACT:
             self._exact_so_far = False
         metrics, change = self._measure(f"pass '{p.name}'", model, previous)
         row = Row(
             name=p.name,
             text=step.text,
-            promise=p.promise,
+            promise=p.promised,
             metrics=metrics,
             change=change,
             rewrites=step.result.rewrites,
@@ -122,7 +122,7 @@ class CompareHook(Hook):
             refusals=step.result.refusals,
             notes=step.result.notes,
             details=step.result.details,
-            violations=tuple(self._violated(p.promise, metrics, change)),
+            violations=tuple(self._violated(p.promised, metrics, change)),
         )
         self._finish(row, f"pass '{p.name}'", "'optc bisect' finds the place")
 

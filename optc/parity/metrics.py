@@ -1,7 +1,7 @@
 """How far one model's outputs are from another's, summed up sample by sample.
 
 Nothing is stacked: outputs pass through in blocks of rows, in float64, and only sums stay. Where
-the outputs hold next-token logits (`logits` [B,S,V] beside an integer input `input_ids` [B,S]), the
+the outputs hold next-token logits (`logits` [B,S,V] beside the tokens that go in, [B,S]), the
 distributions are compared too: Kullback-Leibler divergence, top-1 agreement, and perplexity on the
 tokens that followed.
 
@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from optc.core.context import Array, Feeds
-from optc.ir.interface import LOGITS, TOKENS
+from optc.ir.interface import LOGITS, token_name
+from optc.parity.padding import valid_positions
 
-__all__ = ["Accumulator", "Metrics", "valid_positions"]
+__all__ = ["Accumulator", "Metrics"]
 
 _BLOCK = 1 << 22  # elements looked at together: 32 MiB in float64
 
@@ -102,12 +103,6 @@ def _smaller_if_any(first: float | None, second: float | None) -> float | None:
     if first is None or second is None:
         return second if first is None else first
     return -_larger(-first, -second)
-
-
-def valid_positions(inputs: Feeds) -> Array | None:
-    """Which positions of [B,S] are not padding, from the input that is called a mask; or None."""
-    masks = (a for name, a in inputs.items() if "mask" in name.lower() and a.ndim == 2)
-    return next((mask != 0 for mask in masks if mask.dtype.kind in "iub"), None)
 
 
 @dataclasses.dataclass
@@ -285,7 +280,7 @@ def _blocks(array: Array, valid: Array | None) -> Iterator[Array]:
 
 def _following_tokens(name: str, logits: Array, inputs: Mapping[str, Array]) -> Array | None:
     """The token after each position [B*S], -1 where unknown; None if these are no such logits."""
-    tokens = inputs.get(TOKENS)
+    tokens = inputs.get(token_name(inputs) or "")
     if name != LOGITS or tokens is None or logits.ndim != 3:
         return None
     if tokens.dtype.kind != "i" or tokens.shape != logits.shape[:2]:

@@ -23,7 +23,7 @@ from optc.ir.interface import TOKENS
 from optc.ir.reference import Reference, Sample
 from optc.parity.feeds import sample_feeds
 from optc.parity.hook import OpenModel
-from optc.parity.metrics import valid_positions
+from optc.parity.padding import valid_positions
 from optc.parity.signature import InputMaker
 from optc.parity.writer import Writer
 

@@ -3,7 +3,8 @@
 1. Symbolic axes get small sizes; axes with equal names get equal sizes, expressions of names (such
    as `past + tokens`) what they come to. The first axis of an input is taken for the batch.
 2. An integer input whose elements become indices of a table (`Gather` along axis 0) holds random
-   rows of that table, so that token ids are valid.
+   rows of that table, so that token ids are valid; of an encoder-decoder's tokens, none that the
+   graph compares them with, which is padding.
 3. `position_ids` counts up. Masks are ones: every bool input, every input with `mask` in its name,
    and integers that index nothing. In every second sample, though, a mask [batch, tokens] hides the
    ends of some rows, as right padding does; otherwise a pass that loses the mask would go unseen.
@@ -12,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +21,7 @@ import onnx_ir as ir
 from optc.core.context import Array
 from optc.core.errors import SampleError
 from optc.ir.constants import scalar
-from optc.ir.interface import LENGTHS
+from optc.ir.interface import LENGTHS, NEW_LENGTHS, TOKENS
 
 __all__ = ["InputMaker", "table_rows"]
 
@@ -152,8 +153,25 @@ class InputMaker:
         if _kind(value) == "b":
             return np.ones(shape, dtype)
         if _kind(value) in "iu":
-            return np.ones(shape, dtype) if rows is None else rng.integers(0, rows, shape, dtype)
+            return np.ones(shape, dtype) if rows is None else _ids(value, rows, shape, rng)
         return rng.standard_normal(shape).astype(dtype)
+
+
+def _ids(value: ir.Value, rows: int, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Random rows of a table.
+
+    A decoder's tokens are no padding: ids that the graph looks for among them are not drawn.
+    """
+    ids = rng.integers(0, rows, shape, _dtype(value))
+    sought = {scalar(other) for node, _ in value.uses() for other in _compared(node)}
+    if value.name in (None, TOKENS) or not sought - {None}:
+        return ids
+    others = np.array([i for i in range(rows) if i not in sought], ids.dtype)
+    return others[ids % len(others)] if len(others) else ids
+
+
+def _compared(node: ir.Node) -> Sequence[ir.Value | None]:
+    return node.inputs if node.op_type == "Equal" and not node.domain else ()
 
 
 def _mask(value: ir.Value, shape: tuple[int, ...], padding: list[int] | None) -> Array:
@@ -172,7 +190,7 @@ def _mask(value: ir.Value, shape: tuple[int, ...], padding: list[int] | None) ->
 
 
 def _is_cache(value: ir.Value) -> bool:
-    return value.name == LENGTHS or str(value.name).startswith("past_key_values.")
+    return value.name in {LENGTHS, NEW_LENGTHS} or str(value.name).startswith("past_key_values.")
 
 
 def _shape(value: ir.Value) -> ir.Shape:

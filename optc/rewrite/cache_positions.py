@@ -6,6 +6,8 @@ in the way.
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
+
 import onnx_ir as ir
 
 from optc.core.base import Refusal
@@ -69,18 +71,21 @@ class CachePositions:
         self._recounts: dict[tuple[PositionSource, ...], Recount] = {}
         self._replacements: list[tuple[ir.Node, int, ir.Value | None]] = []
 
-    def prepare(self, sites: list[ir.Node], most_keys: int | None) -> list[Refusal]:
+    def prepare(
+        self, sites: Sequence[ir.Node], most_keys: int | None, beside: Container[ir.Node] = ()
+    ) -> list[Refusal]:
         """Draft the rewriting.
 
         Args:
             sites: Canonical attention nodes.
             most_keys: Size of a cache of fixed size.
+            beside: Nodes that are not about the tokens.
 
         Returns:
             What stands in the way.
         """
         refusals = [r for node in sites if (r := self._prepare_mask(node, most_keys)) is not None]
-        for use in position_uses(self._model, self._axes):
+        for use in position_uses(self._model, self._axes, beside):
             problem = use if isinstance(use, str) else self._prepare_table(use)
             refusals += [Refusal("positions", problem)] if problem else []
         return refusals

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from optc.core.context import Array, Context, Feeds
 from optc.core.errors import SampleError, UnsupportedError
 
-__all__ = ["Observation", "Seen", "observe", "tokens_of"]
+__all__ = ["Observation", "Seen", "fetch_groups", "observe", "tokens_of"]
 
 _FETCH_BYTES = 512 << 20
 _KEPT_BYTES = 256 << 20
@@ -90,7 +90,7 @@ def observe(
         raise UnsupportedError("activations cannot be observed without a runtime")
     room = _KEPT_BYTES // (4 * sum(widths.values()) * len(samples))
     count = max(1, min(room, -(-_MOST_ROWS // len(samples))))
-    groups = list(_groups(widths, max(map(tokens_of, samples))))
+    groups = list(fetch_groups(widths, max(map(tokens_of, samples))))
     halves: _Halves = ({}, {})
     for number, group in enumerate(groups):
         for index, got in enumerate(ctx.evaluate(model, samples, fetch=group)):
@@ -105,7 +105,7 @@ def observe(
     return {name: Seen(even[name], odd[name]) for name in widths}
 
 
-def _groups(widths: Mapping[str, int], tokens: int) -> Iterator[list[str]]:
+def fetch_groups(widths: Mapping[str, int], tokens: int) -> Iterator[list[str]]:
     """Names, in groups whose activations on one sample fit the bound."""
     group: list[str] = []
     held = 0

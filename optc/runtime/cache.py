@@ -9,7 +9,7 @@ import numpy as np
 from optc.core.context import Array, Feeds
 from optc.core.errors import UnsupportedError
 from optc.core.session import Cache, CachedSession, Session
-from optc.ir.interface import LENGTHS, cache_ports, token_input
+from optc.ir.interface import LENGTHS, cache_ports, token_name
 
 __all__ = ["ArrayCache", "make_cache"]
 
@@ -49,7 +49,7 @@ class ArrayCache:
             problem = f"the engine's cache holds {self._capacity} tokens, not {tokens}"
             raise UnsupportedError(problem)
         self._arrays = {port.past: port.empty(rows) for port in self._ports}
-        self._tokens = token_input(port.name for port in session.inputs) or ""
+        self._tokens = token_name(port.name for port in session.inputs) or ""
         self._seconds = 0.0
 
     @property

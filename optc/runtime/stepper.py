@@ -15,7 +15,7 @@ import numpy as np
 from optc.core.context import Array, Feeds
 from optc.core.errors import UnsupportedError
 from optc.core.session import CachedSession, Port, Session
-from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, cache_ports, token_input
+from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, cache_ports, token_name
 from optc.runtime.cache import make_cache
 
 __all__ = [
@@ -79,7 +79,7 @@ def make_stepper(
     """
     extra = dict(inputs or {})
     ports = {port.name: port for port in session.inputs}
-    tokens = token_input(ports)
+    tokens = token_name(ports)
     if tokens is None or LOGITS not in {port.name for port in session.outputs}:
         raise UnsupportedError(f"the engine has no input 'input_ids' or no output '{LOGITS}'")
     _check_batch(ports[tokens], len(prompts))
@@ -105,7 +105,7 @@ def places(session: Session) -> int | None:
 
 def _limits(session: Session) -> list[tuple[int, str]]:
     """Each limit, and what it is of."""
-    tokens = token_input(port.name for port in session.inputs)
+    tokens = token_name(port.name for port in session.inputs)
     widths = [port.shape[-1] for port in session.inputs if port.name == tokens and port.shape]
     caches = [cache for cache in cache_ports(session.inputs) if not cache.is_cross]
     sizes = [c.capacity for c in caches] if caches else widths
@@ -160,7 +160,7 @@ class CachedStepper(Stepper):
     ):
         self._cache = make_cache(session, batch, tokens)
         self._feeds = dict(inputs or {})
-        self._tokens = token_input(port.name for port in session.inputs) or ""
+        self._tokens = token_name(port.name for port in session.inputs) or ""
         self._says_new = any(port.name == NEW_LENGTHS for port in session.inputs)
         self._lengths = np.zeros(batch, np.int64)
         self._chunk = chunk
@@ -210,7 +210,7 @@ class RecomputeStepper(Stepper):
         self._session = session
         self._feeds = dict(inputs or {})
         self._names = {port.name for port in session.inputs} - set(self._feeds)
-        self._tokens = token_input(port.name for port in session.inputs) or ""
+        self._tokens = token_name(port.name for port in session.inputs) or ""
         width = next(port.shape[-1] for port in session.inputs if port.name == self._tokens)
         self._width = width if isinstance(width, int) else None
         self._rows: list[list[int]] = [[] for _ in range(batch)]

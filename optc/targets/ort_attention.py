@@ -82,7 +82,7 @@ def _note(node: ir.Node, choice: Choice) -> Choice:
 
 def attention_choices(model: ir.Model) -> list[Choice]:
     """The choices of a lowered model, also of one that was saved and loaded again."""
-    choices = (attention_choice(node) for node in model.graph)
+    choices = (attention_choice(node) for node in model.graph.all_nodes())
     return [choice for choice in choices if choice is not None]
 
 

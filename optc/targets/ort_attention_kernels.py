@@ -4,6 +4,7 @@
   is hidden, and writes a cache in place where input and output are one buffer. Its `query_seqlens`
   is what lets one graph take ragged chunks of several rows: without it the kernel refuses more than
   one row with more than one token and a past.
+  Over an int8 cache it serves single tokens (`optc.targets.ort_attention_int8`).
 * `Attention` (standard) on [B,S,H*D] operands: the numbers of the function's body, without the
   transpositions.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from optc.rewrite.quant_nodes import NodeWriter
+from optc.targets.ort_attention_int8 import one_or_several
 from optc.targets.ort_attention_rows import RowForm
 from optc.targets.ort_attention_site import Site
 
@@ -23,7 +25,8 @@ __all__ = ["Kernels", "refuses_grouped"]
 _CONTRIB = "com.microsoft"
 _INT32 = int(ir.DataType.INT32)
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16}
-_QUERY_SEQLENS = 16
+_SCALES, _QUERY_SEQLENS = 12, 16
+_BY_CHANNEL = "PER_CHANNEL"
 _HEAD_STEP = 8
 
 
@@ -106,7 +109,10 @@ class Kernels:
         """Replace a site by `GroupQueryAttention`."""
         self._model.opset_imports[_CONTRIB] = self._graph.opset_imports[_CONTRIB] = 1
         rows = self._operands(site)
-        return self._replace(site, self._grouped(site, rows))
+        node = self._grouped(site, rows)
+        if site.spec.int8:
+            node = one_or_several(site, self._is_one(site, rows), node, rows, self._writer)
+        return self._replace(site, node)
 
     def _grouped(self, site: Site, rows: list[ir.Value]) -> ir.Node:
         spec = site.spec
@@ -120,9 +126,33 @@ class Kernels:
             "local_window_size": spec.window or -1,
         }
         inputs: list[ir.Value | None] = [*rows, *pasts, last, total]
+        if spec.int8:
+            inputs += [None] * (_SCALES - len(inputs))
+            inputs += [self._channel_scales(site, part) for part in ("key", "value")]
+            attributes |= {"k_quant_type": _BY_CHANNEL, "v_quant_type": _BY_CHANNEL}
+            attributes["kv_cache_bit_width"] = 8
         if spec.cache:
             inputs += [None] * (_QUERY_SEQLENS - len(inputs)) + [new]
         return ir.node("GroupQueryAttention", inputs, attributes, domain=_CONTRIB, num_outputs=3)
+
+    def _is_one(self, site: Site, rows: list[ir.Value]) -> ir.Value:
+        """Whether there is one new token, bool []."""
+        key = ("one", *self._same(site))
+        if key not in self._made:
+            new = self._new(site, rows)
+            alone = self._add(site, "alone", "Equal", [new, self._constant(1)])
+            self._made[key] = [self._add(site, "one", "Squeeze", [alone])]
+        return self._made[key][0]
+
+    def _channel_scales(self, site: Site, part: str) -> ir.Value:
+        """The scale of each head [Hkv] for each of its channels [Hkv,D]: the kernel has no other.
+
+        The runtime folds this when it opens the graph.
+        """
+        heads, dim = _whole(site.key[1]), _whole(site.key[3])
+        axis, shape = self._constant(1), self._constant(heads, dim)
+        column = self._add(site, f"{part}_steps", "Unsqueeze", [site.inputs[f"{part}_scale"], axis])
+        return self._add(site, f"{part}_steps_all", "Expand", [column, shape])
 
     def _operands(self, site: Site) -> list[ir.Value]:
         """Query, key and value as [B,S,H*D]: the `rows` of the methods below."""
@@ -152,19 +182,31 @@ class Kernels:
         return node
 
     def _counts(self, site: Site, rows: list[ir.Value]) -> list[ir.Value]:
-        """int32: index of each row's last key [B], most keys of any row [], new keys [B]."""
+        """int32: index of each row's last key [B], most keys of any row [], new keys [B].
+
+        For a fixed buffer the second is its size: rows that do not fit are an error then, where the
+        kernel would give a larger buffer.
+        """
         key = ("counts", *self._same(site))
         if key not in self._made:
             valid, new = self._valid(site, rows), self._new(site, rows)
             batch = self._size(site, rows[0], 0)
             last = self._add(site, "last", "Sub", [valid, self._constant(1)])
-            most = self._add(site, "most", "ReduceMax", [valid], keepdims=0)
+            most = self._most(site, valid)
             each = self._add(site, "each", "Expand", [new, batch])
             self._made[key] = [
                 self._add(site, f"{label}_int32", "Cast", [value], to=_INT32)
                 for label, value in (("last", last), ("most", most), ("each", each))
             ]
         return self._made[key]
+
+    def _most(self, site: Site, valid: ir.Value) -> ir.Value:
+        if site.spec.cache != "static":
+            return self._add(site, "most", "ReduceMax", [valid], keepdims=0)
+        past = site.inputs["past_key"]
+        size = past.shape[2] if past.shape is not None else None
+        held = self._constant(size) if isinstance(size, int) else self._size(site, past, 2)
+        return self._add(site, "room", "Squeeze", [held])
 
     def _valid(self, site: Site, rows: list[ir.Value]) -> ir.Value:
         """Valid keys of each row, new ones included, int64 [B]."""
@@ -207,12 +249,13 @@ class Kernels:
         self._graph.insert_before(site.node, node)
         return node.outputs[0]
 
-    def _constant(self, value: int) -> ir.Value:
-        """int64 [1]."""
-        key = ("constant", value)
+    def _constant(self, *numbers: int) -> ir.Value:
+        """int64, a vector."""
+        key = ("constant", *numbers)
         if key not in self._made:
-            tensor = ir.tensor([value], ir.DataType.INT64)
-            self._made[key] = [self._writer.constant(f"attention_constant_{value}", tensor)]
+            tensor = ir.tensor(numbers, ir.DataType.INT64)
+            name = "_".join(map(str, ("attention_constant", *numbers)))
+            self._made[key] = [self._writer.constant(name, tensor)]
         return self._made[key][0]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from optc.core.context import Array, Feeds
 from optc.core.errors import SampleError, UnsupportedError
 from optc.core.session import Port
-from optc.ir.interface import LENGTHS, CachePort, token_input
+from optc.ir.interface import LENGTHS, CachePort, token_name
 from optc.targets.feeds import check_feeds
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class OrtCache:
         self._buffers = {c.past: _buffer(c, rows, limit) for c in caches}
         names = {cache.past for cache in caches}
         self._ports = tuple(port for port in session.inputs if port.name not in names)
-        self._tokens = token_input(port.name for port in self._ports) or ""
+        self._tokens = token_name(port.name for port in self._ports) or ""
         self._bound: dict[object, _Bound] = {}
         self._seconds = 0.0
 

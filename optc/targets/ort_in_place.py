@@ -29,7 +29,8 @@ def caches_in_place(model: ir.Model) -> frozenset[str]:
     gives the output of the same cache:
 
     1. `GroupQueryAttention`, which copies nothing when both are one memory;
-    2. `TensorScatter`, by itself or in the function body of a static cache.
+    2. `TensorScatter`, by itself or in the function body of a static cache;
+    3. `If`, both of whose branches do.
 
     What an encoder gives comes out of an `If`, from the encoder or as it came in: from the second
     call on that is a copy of a buffer onto itself, which the runtime leaves out.
@@ -78,6 +79,9 @@ def _pairs(node: ir.Node) -> set[tuple[int, int]]:
         return {(3, 1), (4, 2)}
     if node.op_type == "TensorScatter":
         return {(0, 0)}
-    if node.op_type == FLASH_ATTENTION and read_spec(node).cache == "static":
+    # A growing int8 cache is read whole before it is written, so one memory is right for it too.
+    if node.op_type == FLASH_ATTENTION and (
+        read_spec(node).cache == "static" or read_spec(node).int8
+    ):
         return {(INPUTS.index("past_key"), 1), (INPUTS.index("past_value"), 2)}
     return set()

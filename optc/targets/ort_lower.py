@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from optc.rewrite.encode_once import encoder_in_line
 from optc.targets.ort_attention import lower_attention
 from optc.targets.ort_in_place import note_in_place
 from optc.targets.ort_limit import note_most_tokens
@@ -17,9 +18,10 @@ __all__ = ["lowered"]
 def lowered(model: ir.Model) -> ir.Model:
     """A copy with attention, norms and quantised products as kernels, and nothing unused."""
     copy = model.clone()
-    lower_attention(copy)
-    lower_norms(copy)
-    lower_quant(copy)
+    with encoder_in_line(copy):
+        lower_attention(copy)
+        lower_norms(copy)
+        lower_quant(copy)
     common.RemoveUnusedNodesPass()(copy)
     common.RemoveUnusedFunctionsPass()(copy)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(copy)

@@ -24,6 +24,7 @@ from optc.core.session import Port
 from optc.ir.interface import LENGTHS, cache_ports
 from optc.targets.feeds import check_feeds
 from optc.targets.ort_cache import IN_PLACE, MOST_TOKENS, OrtCache
+from optc.targets.room import check_room
 
 __all__ = ["OrtSession"]
 
@@ -110,9 +111,10 @@ class OrtSession:
 
         Raises:
             SampleError: A missing, unknown or ill-fitting input, or an unknown output.
-            UnsupportedError: The runtime failed on the graph.
+            UnsupportedError: New tokens do not fit in a fixed cache, or the runtime failed.
         """
         check_feeds(self._inputs, feeds)
+        check_room(self._inputs, feeds)
         names = self._names(fetch)
         return dict(zip(names, self._call(names, dict(feeds)), strict=True))
 

@@ -17,6 +17,8 @@ from optc.ir.flash_attention import AttentionSpec
 
 __all__ = ["attend", "flash_attention", "round_off", "update_cache"]
 
+_PARTS = ("key", "value")
+
 
 def flash_attention(spec: AttentionSpec, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Compute the op.
@@ -29,15 +31,32 @@ def flash_attention(spec: AttentionSpec, inputs: Mapping[str, Array]) -> dict[st
         `output` [B,Hq,S,Dv] in float64; with a cache also `present_key` and `present_value` as
         float64, where keys past a row's length are unspecified.
     """
-    key, value = inputs["key"], inputs["value"]
+    key, value = _new_integers(inputs) if spec.int8 else (inputs["key"], inputs["value"])
     lengths = _lengths(spec, inputs)
     presents = {}
     if spec.cache:
         key = update_cache(spec.cache, inputs["past_key"], key, lengths)
         value = update_cache(spec.cache, inputs["past_value"], value, lengths)
         presents = {"present_key": key, "present_value": value}
+    if spec.int8:
+        key, value = (
+            x * _by_head(inputs, part) for x, part in zip((key, value), _PARTS, strict=True)
+        )
     output = attend(spec, inputs["query"], key, value, lengths, inputs.get("mask"))
     return {"output": output, **presents}
+
+
+def _new_integers(inputs: Mapping[str, Array]) -> tuple[Array, Array]:
+    """New keys and values as an int8 cache holds them; the division is in float32."""
+    counts = (inputs[part].astype(np.float32) / _by_head(inputs, part) for part in _PARTS)
+    key, value = (np.clip(np.rint(count), -128, 127) for count in counts)
+    return key, value
+
+
+def _by_head(inputs: Mapping[str, Array], part: str) -> Array:
+    """Scales [Hkv] beside [B,Hkv,T,D]; 1 where there are none."""
+    scales = inputs.get(f"{part}_scale", np.ones(1, np.float32))
+    return scales[:, None, None]
 
 
 def _lengths(spec: AttentionSpec, inputs: Mapping[str, Array]) -> Array:
@@ -148,11 +167,18 @@ def round_off(
     """
     unit = _unit(inputs["query"].dtype)
     query = _largest(np.linalg.norm(inputs["query"].astype(float), axis=-1))
-    keys = [inputs[name].astype(float) for name in ("key", "past_key") if name in inputs]
-    values = [inputs[name].astype(float) for name in ("value", "past_value") if name in inputs]
+    keys, values = (_of_any_call(inputs, part) for part in _PARTS)
     score = abs(spec.scale) * query * max(_largest(np.linalg.norm(k, axis=-1)) for k in keys)
     score_unit = _unit(scores) if scores else unit
     return 2 * (unit + score_unit * score) * max(_largest(v) for v in values)
+
+
+def _of_any_call(inputs: Mapping[str, Array], part: str) -> list[Array]:
+    """New and old keys (or values), as floats."""
+    found = [inputs[part].astype(float)]
+    if f"past_{part}" in inputs:
+        found.append(inputs[f"past_{part}"].astype(float) * _by_head(inputs, part))
+    return found
 
 
 def _unit(dtype: np.dtype[Any] | str) -> float:

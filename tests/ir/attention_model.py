@@ -22,8 +22,8 @@ def attention_model(spec: AttentionSpec, inputs: dict[str, Array]) -> ir.Model:
     node = add_flash_attention(model, spec, values, name="site")
     graph.append(node)
     graph.outputs.extend(node.outputs)
-    for output in node.outputs:
-        output.type = ir.TensorType(ir.DataType.from_numpy(inputs["query"].dtype))
+    for output, name in zip(node.outputs, ("query", "past_key", "past_value"), strict=False):
+        output.type = ir.TensorType(ir.DataType.from_numpy(inputs[name].dtype))
     return model
 
 

@@ -7,7 +7,14 @@ import onnx_ir as ir
 import pytest
 
 from optc.core.session import Port
-from optc.ir.interface import cache_ports, complete_feeds, past_name, ports, present_name
+from optc.ir.interface import (
+    cache_ports,
+    complete_feeds,
+    past_name,
+    ports,
+    present_name,
+    token_name,
+)
 
 IDS = Port("input_ids", "int64", ("batch", "sequence"))
 LENGTHS = Port("cache_lengths", "int64", ("batch",))
@@ -105,3 +112,31 @@ def test_the_batch_is_read_from_the_tokens_or_the_first_array_with_axes(
     feeds = complete_feeds([LENGTHS, past(0, "key")], given)
     assert feeds["cache_lengths"].shape == (batch,)
     assert feeds["past_key_values.0.key"].shape[0] == batch
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["input_ids", "cache_lengths"], "input_ids"),
+        (["input_ids", "decoder_input_ids"], "decoder_input_ids"),
+        (["input_features", "decoder_input_ids"], "decoder_input_ids"),
+        (["x"], None),
+    ],
+)
+def test_the_tokens_of_an_encoder_decoder_are_the_decoders(
+    names: list[str], expected: str | None
+) -> None:
+    assert token_name(names) == expected
+
+
+def test_a_cache_of_what_an_encoder_gives_starts_empty_even_beside_fixed_buffers() -> None:
+    own, cross = past(0, "decoder.key", 16), past(0, "encoder.key")
+    found = cache_ports([IDS, LENGTHS, own, cross])
+    assert [(c.present, c.capacity, c.is_cross) for c in found] == [
+        ("present.0.decoder.key", 16, False),
+        ("present.0.encoder.key", None, True),
+    ]
+    tokens = {"input_features": np.ones((3, 4, 5)), "decoder_input_ids": np.ones((2, 1), int)}
+    feeds = complete_feeds([LENGTHS, own, cross], tokens)
+    assert feeds[own.name].shape == (2, 3, 16, 64)
+    assert feeds[cross.name].shape == (2, 3, 0, 64)

@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from optc.parity.metrics import Accumulator, Metrics, valid_positions
+from optc.parity.metrics import Accumulator, Metrics
+from optc.parity.padding import valid_positions
 
 BATCH, TOKENS, VOCAB = 2, 5, 11
 

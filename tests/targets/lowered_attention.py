@@ -39,7 +39,7 @@ def typed_model(
         graph.append(node)
         values["query"] = node.outputs[0]
         for output in node.outputs[1:]:
-            output.type = values["key"].type
+            output.type = values["past_key"].type
     output = _joined(graph, node.outputs[0], inputs) if rows else node.outputs[0]
     graph.outputs.extend([output, *node.outputs[1:]])
     return model
@@ -48,7 +48,7 @@ def typed_model(
 def _input(graph: ir.Graph, name: str, inputs: dict[str, Array], *, rows: bool) -> ir.Value:
     array = inputs[name]
     dims: list[int | str | None] = list(array.shape)
-    if name != "mask":
+    if name != "mask" and not name.endswith("_scale"):
         dims[0] = "batch"
     if name in OPERANDS:
         same = inputs["query"].shape[2] == array.shape[2]

@@ -79,10 +79,11 @@ def test_no_transposition_is_left(spec: AttentionSpec) -> None:
     assert "Transpose" not in {node.op_type for node in lowered.graph}
 
 
-def test_sites_share_their_counts() -> None:
-    lowered = Ort().lower(typed_model(STATIC, make_inputs(STATIC), sites=3))
+@pytest.mark.parametrize(("spec", "maxima"), [(STATIC, 0), (GROWING, 1)], ids=["static", "concat"])
+def test_sites_share_their_counts(spec: AttentionSpec, maxima: int) -> None:
+    lowered = Ort().lower(typed_model(spec, make_inputs(spec), sites=3))
     counted = Counter(node.op_type for node in lowered.graph)
-    assert (counted["GroupQueryAttention"], counted["ReduceMax"], counted["Cast"]) == (3, 1, 3)
+    assert (counted["GroupQueryAttention"], counted["ReduceMax"], counted["Cast"]) == (3, maxima, 3)
 
 
 def test_what_was_chosen_and_why_is_among_the_engines_facts(tmp_path: Path) -> None:

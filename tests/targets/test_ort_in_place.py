@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from lowered_attention import make_inputs, typed_model
 from tiny_generator import tiny_language_model
 
+from optc.ir.flash_attention import AttentionSpec
 from optc.targets.evaluate import open_model
 from optc.targets.ort import Ort
 from optc.targets.ort_in_place import caches_in_place, note_in_place
@@ -51,6 +53,35 @@ def test_a_branch_is_a_reader_too() -> None:
     condition = ir.val("condition", ir.DataType.BOOL, [])
     branches = {"then_branch": branch, "else_branch": other}
     model.graph.append(ir.node("If", [condition], branches))
+    assert caches_in_place(model) == {VALUE}
+
+
+def int8(layout: str) -> ir.Model:
+    """An int8 cache, whose kernel is chosen by an `If`."""
+    spec = AttentionSpec(0.2, causal=True, cache=layout, lengths=True, int8=True)
+    inputs = make_inputs(spec)
+    model = typed_model(spec, inputs)
+    values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
+    for part in ("key", "value"):
+        past = values[f"past_{part}"]
+        if layout == "static":
+            past.shape = ir.Shape(["batch", *inputs["past_key"].shape[1:]])
+        past.name = f"past_key_values.0.{part}"
+        values[f"site_0_present_{part}"].name = f"present.0.{part}"
+    return Ort().lower(model)
+
+
+@pytest.mark.parametrize("layout", ["concat", "static"])
+def test_a_choice_of_kernels_that_all_update_in_place_does_too(layout: str) -> None:
+    model = int8(layout)
+    assert "If" in {node.op_type for node in model.graph}
+    assert caches_in_place(model) == set(BOTH)
+
+
+def test_a_choice_of_kernels_one_of_which_reads_more_does_not() -> None:
+    model = int8("static")
+    node = next(node for node in model.graph if node.op_type == "If")
+    node.attributes["else_branch"].as_graph().append(ir.node("Identity", [past_key(model)]))
     assert caches_in_place(model) == {VALUE}
 
 

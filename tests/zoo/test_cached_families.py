@@ -18,6 +18,7 @@ from spellings import Spelling, in_tests
 from optc.core.context import Context
 from optc.core.errors import UnsupportedError
 from optc.core.session import Session
+from optc.ir.interface import cache_ports, complete_feeds
 from optc.ir.load import load_canonical
 from optc.passes.flash import Flash
 from optc.passes.kv import KV
@@ -117,6 +118,30 @@ def test_taken_back_and_said_anew(cached):
         answers = rolled_back(session, tokens, kept)
         for logits, expected, at in zip(answers, (first, second), kept, strict=True):
             assert_same(logits, expected[at : at + len(logits)])
+
+
+LAST = ["gpt2", "llama", "qwen3", "mistral", "phi3", "gemma2", "opt", "gpt_neox", "falcon", "bloom"]
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_the_logits_of_the_last_token_are_those_of_all(name, exports):
+    """Rows of different lengths, twice; the product with the vocabulary sees one token of each."""
+    case = exports.case(name, Spelling("eager", 17, traced=True))
+    model = _flashed(case)
+    assert run_kv(model, KV(logits="last")).rewrites == len(case.family.sites)
+    feeds, expected = case.samples[0]
+    tokens, caches, done = feeds["input_ids"][:2], {}, np.zeros(2, np.int64)
+    with open_model(model) as session:
+        for counts in (np.array([6, 3]), np.array([1, 5])):
+            new = np.zeros((2, max(counts)), np.int64)
+            for row, (start, count) in enumerate(zip(done, counts, strict=True)):
+                new[row, :count] = tokens[row, start : start + count]
+            given = {"input_ids": new, "cache_lengths": done, "new_lengths": counts} | caches
+            out = session.run(complete_feeds(session.inputs, given))
+            caches = {c.past: out[c.present] for c in cache_ports(session.inputs)}
+            done = done + counts
+            assert out["logits"].shape == (2, 1, expected.shape[2])
+            assert_same(out["logits"][:, 0], expected[[0, 1], done - 1])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,0 +1,111 @@
+"""`kv` on decoders that look for padding among their tokens: lengths say where it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from decoder_graphs import decoder
+from test_kv import VOCABULARY, feed
+
+from optc.core.context import Context
+from optc.passes.flash import Flash
+from optc.passes.kv import KV
+
+PLACES = "here = Gather(places, places_1s)"
+COUNTED = """
+    is_padding = Equal(input_ids, zero)
+    is_word = Not(is_padding)
+    ones = Cast<to = 7>(is_word)
+    counted = CumSum(ones, one)
+    at = Mul(counted, ones)
+    here = Gather(places, at)
+"""
+PARTS = """
+    three = Constant<value_int = 3>()
+    starts = Equal(input_ids, three)
+    starts_0 = Cast<to = 7>(starts)
+    part = CumSum(starts_0, one)
+    here = Gather(places, part)
+"""
+CHOSEN = """
+    three = Constant<value_int = 3>()
+    chosen = Equal(input_ids, three)
+    column = Constant<value_ints = [2]>()
+    chosen_column = Unsqueeze(chosen, column)
+    there = Gather(places, places_1s)
+    nothing = Sub(there, there)
+    here = Where(chosen_column, nothing, there)
+"""
+HIDDEN = """
+    is_padding = Equal(input_ids, zero)
+    is_word = Not(is_padding)
+    middle = Constant<value_ints = [1, 2]>()
+    seen = Unsqueeze(is_word, middle)
+"""
+ATTENDED = "o = Attention<is_causal = 1>(q, k, v)"
+
+
+def text(places: str = PLACES, attended: str = ATTENDED) -> str:
+    return decoder("learned").replace(PLACES, places).replace(ATTENDED, attended)
+
+
+def flashed(graph, written: str) -> ir.Model:
+    rng = np.random.default_rng(1)
+    model = graph(written)
+    for value in list(model.graph.inputs)[1:]:
+        array = rng.standard_normal(tuple(value.shape)).astype(np.float32) / 2
+        value.const_value = ir.tensor(array, name=value.name)
+        model.graph.register_initializer(value)
+        model.graph.inputs.remove(value)
+    Flash().run(model, Context())
+    return model
+
+
+HIDING = text(HIDDEN + PLACES, "o = Attention<is_causal = 1>(q, k, v, seen)")
+
+
+@pytest.mark.parametrize("written", [text(COUNTED), HIDING], ids=["positions", "mask"])
+def test_padding_by_its_id_is_told_by_lengths(written, graph, run, rng):
+    tokens = rng.integers(1, VOCABULARY, (2, 10))
+    whole = run(flashed(graph, written), {"input_ids": tokens})["logits"]
+    model = flashed(graph, written)
+    result = KV().run(model, Context())
+    assert result.rewrites == 1, result
+    assert "token 0 is taken for padding, at the end of rows" in result.notes
+    prompts = tokens[:, :6].copy()
+    prompts[1, 3:] = 0  # padding
+    first, caches = feed(run, model, prompts, [0, 0], {})
+    np.testing.assert_allclose(first[0], whole[0, :6], atol=2e-5)
+    np.testing.assert_allclose(first[1, :3], whole[1, :3], atol=2e-5)
+    for lengths in ([6, 3], [7, 4], [8, 5]):
+        new = np.stack([tokens[row, n : n + 1] for row, n in enumerate(lengths)])
+        logits, caches = feed(run, model, new, lengths, caches)
+        for row, n in enumerate(lengths):
+            np.testing.assert_allclose(logits[row], whole[row, n : n + 1], atol=2e-5)
+
+
+def test_a_token_that_starts_a_part_of_the_text_is_no_padding(graph):
+    model = flashed(graph, text(PARTS))
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    result = KV().run(model, Context())
+    assert [r.reason for r in result.refusals] == [
+        "this CumSum combines tokens, which a cache hides"
+    ]
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+def test_a_token_that_selects_data_is_no_padding(graph, run, rng):
+    tokens = rng.integers(0, VOCABULARY, (1, 10))
+    tokens[0, 2:8:3] = 3
+    written = text(CHOSEN)
+    whole = run(flashed(graph, written), {"input_ids": tokens})["logits"]
+    model = flashed(graph, written)
+    result = KV().run(model, Context())
+    assert result.rewrites == 1, result
+    assert not any("padding" in note for note in result.notes)
+    caches, parts = {}, []
+    for at in range(10):
+        logits, caches = feed(run, model, tokens[:, at : at + 1], [at], caches)
+        parts.append(logits)
+    np.testing.assert_allclose(np.concatenate(parts, 1), whole, atol=2e-5)
