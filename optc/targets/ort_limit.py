@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optc.core.context import Array
-from optc.ir.interface import LENGTHS, ports
+from optc.ir.interface import LENGTHS, cache_ports, ports
 from optc.targets.evaluate import OrtEvaluator
 from optc.targets.ort_cache import MOST_TOKENS
 
@@ -38,7 +38,9 @@ def position_limit(model: ir.Model) -> int | None:
     if not tables:
         return None
     names = [str(indices.name) for _, indices in tables]
-    far = max(count for count, _ in tables)
+    # Where a fixed cache ends first, its end is far enough.
+    fixed = [cache.capacity for cache in cache_ports(ports(model.graph.inputs)) if cache.capacity]
+    far = min([max(count for count, _ in tables), *(capacity - 1 for capacity in fixed)])
     feeds = (_feeds(model, length) for length in (0, far))
     first, later = OrtEvaluator()(model, feeds, fetch=names)
     limits = [
