@@ -1,9 +1,9 @@
 """Attention over an int8 cache on ONNX Runtime: one kernel for one new token, another for several.
 
 For one new token `GroupQueryAttention` reads the integers and is faster than over float32. For
-several it converts them anew for each query row, and is five times slower than the function's body,
-which converts them once (`docs/decisions/0014-int8-caches.md`). An `If` on the number of new tokens
-takes the better one; caches are updated in place in either branch.
+several it converts them anew for each query row, and is two to five times slower than the
+function's body, which converts them once (`docs/decisions/0014-int8-caches.md`). An `If` on the
+number of new tokens takes the better one; caches are updated in place in either branch.
 """
 
 from __future__ import annotations
