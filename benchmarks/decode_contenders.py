@@ -152,6 +152,6 @@ CONTENDERS = (
     _llama_cpp("llama.cpp", "f32", exact=True),
     _llama_cpp("llama.cpp q8_0", "q8_0"),
     _llama_cpp("llama.cpp q4_0", "q4_0"),
-    _optc("optc", "f32.optc", "flash,kv", exact=True),
-    _optc("optc int8", "int8.optc", "quant,flash,kv"),
+    _optc("optc", "f32.optc", "flash,kv:logits=last", exact=True),
+    _optc("optc int8", "int8.optc", "quant,flash,kv:logits=last"),
 )  # fmt: skip
