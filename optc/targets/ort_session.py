@@ -48,6 +48,7 @@ _NODE_IN_MESSAGE = (
 )
 _NOISE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?")
 _FATAL_ONLY = 4
+_SPIN_MICROSECONDS = "50"
 
 # The runtime's exceptions share no base class; RuntimeError is what its Python layer raises.
 _FAILURES: tuple[type[Exception], ...] = (
@@ -195,8 +196,9 @@ def _options(threads: int | None) -> Any:
     options = _ort.SessionOptions()
     # What goes wrong arrives as an exception; nothing may be printed beside it.
     options.log_severity_level = _FATAL_ONLY
-    # Idle threads of one session would spin against those of another in the same process.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # From one operator to the next a sleeping thread costs more than a short wait; longer waits
+    # would take processors from other sessions, and from other processes.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads

@@ -140,8 +140,10 @@ def test_a_closed_session_cannot_run(session: OrtSession) -> None:
         session.run({"x": X})
 
 
-def test_idle_threads_do_not_spin_and_we_set_their_number(linear: ir.Model, tmp_path: Path) -> None:
+def test_idle_threads_spin_for_a_moment_only_and_we_set_their_number(
+    linear: ir.Model, tmp_path: Path
+) -> None:
     session = OrtSession(save_model(linear, tmp_path / "linear.onnx"), threads=1)
     options = session._session.get_session_options()
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "50"
     assert options.intra_op_num_threads == 1
