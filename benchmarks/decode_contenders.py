@@ -46,9 +46,15 @@ class Contender:
         path = folder / self.made
         if path.exists():
             return path
-        for step in self.recipe:
-            words = {"hf": folder / "hf", "here": folder, "out": path, "bin": self.bin()}
-            _run([word.format(**words) for word in step])
+        words = {"hf": folder / "hf", "here": folder, "out": path, "bin": self.bin()}
+        try:
+            for step in self.recipe:
+                _run([word.format(**words) for word in step])
+        except RuntimeError:
+            # Half a model must not be taken for one next time.
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
+            raise
         return path
 
     def bin(self) -> Path:
@@ -95,10 +101,15 @@ def _run(command: list[str]) -> None:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
 
 
+def _group(weights: str) -> tuple[str, ...]:
+    """Its default of 128 does not divide SmolLM2's width."""
+    return ("--group-size", "64") if weights == "int4" else ()
+
+
 def _optimum(name: str, weights: str, *precision: str, exact: bool = False) -> Contender:
     made = f"openvino-{weights}"
     recipe = ("{bin}/optimum-cli", "export", "openvino", "--model", "{hf}", "--task")
-    options = ("text-generation-with-past", "--weight-format", weights, "{out}")
+    options = ("text-generation-with-past", "--weight-format", weights, *_group(weights), "{out}")
     arguments = ("openvino", *precision)
     return Contender(
         name, "openvino", "run_optimum.py", made, arguments, ((*recipe, *options),), exact
