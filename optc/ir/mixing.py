@@ -28,8 +28,19 @@ _NEIGHBOURS |= {
     "GlobalAveragePool",
     "GlobalMaxPool",
     "Attention",
+    "InstanceNormalization",
+    "GroupNormalization",
+    "LRN",
+    "DFT",
+    "STFT",
+    "Trilu",
+    "Compress",
+    "Unique",
+    "NonZero",
 }
 _ALONG_AXIS = {"CumSum", "Softmax", "LogSoftmax", "ArgMax", "ArgMin", "TopK", "Concat"}
+_ALONG_AXIS |= {"CumProd", "Hardmax", "LpNormalization"}
+_FROM_AXIS = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
 _LENGTHENING = {"Tile", "Resize", "ReverseSequence"}
 
 
@@ -46,6 +57,9 @@ def mixing_nodes(model: ir.Model, sequence: str) -> list[ir.Node]:
         data = [v for v in node.inputs if v is not None and v not in fixed]
         over = [v for v in data if _axes(v, sequence)]
         if not over or node.domain == DOMAIN:
+            continue
+        if node.op_type == "Reshape" and _leaves_place(model, node, sequence):
+            found.append(node)
             continue
         placed = node.op_type in INDEXING and node.inputs[1] in fixed
         if _carries_over(model, node, over, sequence) if placed else _mixes(node, over, sequence):
@@ -75,6 +89,12 @@ def _mixes(node: ir.Node, over: list[ir.Value], sequence: str) -> bool:
         return reduced is None or any(int(a) % rank in axes for a in reduced.reshape(-1))
     if op in _ALONG_AXIS:
         return _axis(node, rank) in axes
+    if op in _FROM_AXIS:
+        return max(axes) >= _axis(node, rank)
+    if op == "MeanVarianceNormalization":
+        default = ir.AttrInt64s("axes", [0, 2, 3])
+        chosen = node.attributes.get("axes", default).as_ints()
+        return any(axis % rank in axes for axis in chosen)
     if op == "Pad":
         return _pads(node, axes, rank)
     if op in _LENGTHENING:
@@ -105,6 +125,21 @@ def _carries_over(model: ir.Model, node: ir.Node, over: list[ir.Value], sequence
     except ProbeFailure:
         return True
     return False
+
+
+def _leaves_place(model: ir.Model, node: ir.Node, sequence: str) -> bool:
+    """Whether a reshape, seen from its result's own axis of tokens, joins parts of several."""
+    probe, value, made = Probe(model, probe_sizes(model)), node.inputs[0], node.outputs[0]
+    if value is None:
+        return False
+    before, after = _alone(value, sequence), _alone(made, sequence)
+    shapes = probe.shape_of(value), probe.shape_of(made)
+    if before is None or after is None or shapes[0] is None or shapes[1] is None:
+        return False
+    count = shapes[0][before]
+    tokens = np.moveaxis(np.zeros(shapes[0], np.int64), before, -1) + np.arange(count)
+    moved = np.moveaxis(tokens, -1, before).reshape(shapes[1])
+    return bool((np.moveaxis(moved, after, -1) != np.arange(count)).any())
 
 
 def _alone(value: ir.Value, sequence: str) -> int | None:
@@ -153,11 +188,13 @@ def _contracts(node: ir.Node, sequence: str) -> bool:
 
 
 def _is_shift(node: ir.Node, sequence: str) -> bool:
-    """A slice that drops some tokens and keeps more than one."""
+    """A slice that drops some tokens, unless it keeps a call's last one."""
     value, made = node.inputs[0], node.outputs[0]
     if value is None or value.shape is None or made.shape is None:
         return False
     if len(made.shape) != len(value.shape):
         return True
     changed = [a for a in _axes(value, sequence) if value.shape[a] != made.shape[a]]
-    return any(made.shape[a] != 1 for a in changed)
+    last = constant(node.inputs[1])
+    keeps_last = last is not None and last.reshape(-1).tolist() == [-1]
+    return any(made.shape[a] != 1 or not keeps_last for a in changed)

@@ -35,7 +35,6 @@ class Decoder:
         reads: Which inputs each value depends on.
         own: Attention among the tokens, canonical nodes in graph order.
         cross: Attention from the tokens to an encoder, likewise.
-        beside: Nodes that depend on inputs, and not on the tokens: the encoder.
         others: The other inputs of the graph.
     """
 
@@ -43,7 +42,6 @@ class Decoder:
     reads: Reads
     own: tuple[ir.Node, ...]
     cross: tuple[ir.Node, ...]
-    beside: frozenset[ir.Node]
     others: tuple[ir.Value, ...]
 
     @property
@@ -84,6 +82,21 @@ class Decoder:
             if sequence in _symbols(value.shape or ()) or str(value.name).startswith("decoder_")
         )
 
+    @property
+    def beside(self) -> frozenset[ir.Node]:
+        """Nodes that depend on inputs, and on none that is about the tokens: the encoder.
+
+        Raises:
+            UnsupportedError: See `axes`.
+        """
+        if not self.cross:
+            return frozenset()
+        about = {self.tokens, *self.companions}
+        beside = (
+            v for v, read in self.reads.items() if v is not None and read and not about & read
+        )
+        return frozenset(node for v in beside if (node := v.producer()) is not None)
+
 
 def _symbols(dims: Iterable[int | ir.SymbolicDim]) -> set[str]:
     return {s for dim in dims if isinstance(dim, ir.SymbolicDim) for s in dim.free_symbols()}
@@ -100,10 +113,8 @@ def read_decoder(model: ir.Model) -> Decoder:
     tokens = _token_input(model, nodes, reads)
     own = tuple(n for n in nodes if any(tokens in reads.get(v, ()) for v in n.inputs[1:3]))
     cross = tuple(n for n in nodes if n not in own and _is_cross(n, tokens, reads))
-    read = {node: reads.get(node.outputs[0], frozenset()) for node in model.graph}
-    beside = frozenset(n for n, inputs in read.items() if cross and inputs and tokens not in inputs)
     others = tuple(v for v in model.graph.inputs if v.const_value is None and v is not tokens)
-    return Decoder(tokens, reads, own, cross, beside, others)
+    return Decoder(tokens, reads, own, cross, others)
 
 
 def _is_cross(node: ir.Node, tokens: ir.Value, reads: Reads) -> bool:

@@ -39,7 +39,7 @@ def take_mask(model: ir.Model, *, any_padding: bool, positions: bool, shared: bo
     Args:
         model: An engine with the cache interface; see `optc.ir.interface`.
         any_padding: Whether rows may have padding in front of tokens. Where they never have, the
-            logits need not be copied.
+            logits need not be copied, and a row that has stops the run.
         positions: Whether there is an input `position_ids` too.
         shared: Whether the cache that comes in may have room for later tokens, in one buffer with
             the cache that goes out.
@@ -51,6 +51,8 @@ def take_mask(model: ir.Model, *, any_padding: bool, positions: bool, shared: bo
     adapter.check_columns(shared=shared)
     if positions:
         adapter.check_positions()
+    if not any_padding:
+        adapter.check_no_padding_in_front()
     replacements = {LENGTHS: adapter.cache_lengths()}
     if NEW_LENGTHS in inputs:
         replacements[NEW_LENGTHS] = adapter.new_lengths()
@@ -118,6 +120,13 @@ class _Adapter:
         worst = self._node("ReduceMax", [self._node("Abs", [off])], keepdims=0)
         reason = "position_ids do not count the ones of attention_mask"
         self._refuse_less(self._zero, worst, reason)
+
+    def check_no_padding_in_front(self) -> None:
+        """The new tokens of a row are in front of its padding."""
+        padding = self._node("Sub", [self._one, self._new])
+        before = self._node("CumSum", [padding, self._one], exclusive=1)
+        worst = self._node("ReduceMax", [self._node("Mul", [before, self._new])], keepdims=0)
+        self._refuse_less(self._zero, worst, "attention_mask has padding in front of tokens")
 
     def cache_lengths(self) -> ir.Value:
         """Tokens of each row in the cache [B]; the checks are added, so that nothing drops them."""

@@ -63,6 +63,27 @@ def test_any_chunking_gives_what_one_call_gives(mask, kv, chunks, graph, run, fe
     np.testing.assert_allclose(np.concatenate(parts, 1), whole[:, :done], atol=2e-5)
 
 
+def test_positions_that_meet_a_companion_first_follow_the_cache(graph, run, feeds, rng):
+    """Kinds of tokens get positions before the tokens themselves come in."""
+    ids = "int64[batch,target] decoder_input_ids"
+    text = encoder_decoder().replace(ids, f"{ids}, int64[batch,target] decoder_kinds")
+    text = text.replace(
+        "text = Add(text_words, text_here)",
+        """kinds = Gather(table, decoder_kinds)
+    placed = Add(kinds, text_here)
+    text = Add(text_words, placed)""",
+    )
+    kinds = rng.integers(0, VOCABULARY, (3, 12))
+    plain, model = fused(graph, text), with_cache(graph, text)
+    whole = run(plain, given_to(plain, feeds | {"decoder_kinds": kinds}))["logits"]
+    caches = {}
+    for part in (slice(0, 5), slice(5, 6), slice(6, 12)):
+        data = feeds | {"decoder_kinds": kinds[:, part]}
+        new = feeds["decoder_input_ids"][:, part]
+        logits, caches = call(run, model, data, new, [part.start] * 3, caches)
+        np.testing.assert_allclose(logits, whole[:, part], atol=2e-5)
+
+
 @pytest.mark.parametrize("kv", LAYOUTS, ids=["concat", "static"])
 def test_rows_of_different_lengths_go_together_and_roll_back(kv, graph, run, feeds):
     text = encoder_decoder(mask=True)

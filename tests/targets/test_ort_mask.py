@@ -121,6 +121,13 @@ def strict() -> ir.Model:
     return engine(any_padding=True, positions=True)
 
 
+def test_padding_in_front_stops_the_run_where_it_is_not_looked_for() -> None:
+    runtime = Runtime(engine(any_padding=False, shared=True), 2, room=8)
+    mask = np.array([[0, 1, 1], [1, 1, 0]])
+    with refused("attention_mask has padding in front of tokens"):
+        runtime.feed(some_tokens(2, 3), mask)
+
+
 @dataclasses.dataclass
 class Runtime:
     """Feeds an engine as transformers does: the mask has a column for all that ever came in.
