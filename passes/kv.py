@@ -81,6 +81,8 @@ class KV(Pass):
             raise UsageError("a static cache needs a size", where="kv:layout", remedy="add max=N")
         if self.layout == "concat" and self.max is not None:
             raise UsageError("a growing cache has no size", where="kv:max", remedy="drop max")
+        if self.max is not None and self.max >= 1 << 31:
+            raise UsageError("runtimes count tokens in 31 bits", where="kv:max")
 
     @property
     def promised(self) -> str:

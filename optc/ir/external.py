@@ -113,6 +113,8 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         if graphs:
             graph = graphs.pop()
             yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
             nodes += graph.node
         for node in nodes:
             for attribute in node.attribute:

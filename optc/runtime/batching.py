@@ -30,7 +30,7 @@ from optc.core.session import Session
 from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, TOKENS, cache_ports
 from optc.runtime.cache import make_cache
 from optc.runtime.request import Request, Ticket
-from optc.runtime.stepper import Rows, last_logits, padded, places
+from optc.runtime.stepper import Rows, check_tokens, last_logits, padded, places
 
 __all__ = ["Batcher"]
 
@@ -69,8 +69,11 @@ class Batcher:
             raise UsageError("this engine's caches grow", remedy="say max_tokens")
         if most is not None and room > most:
             raise UnsupportedError(f"the engine takes rows of {most} tokens, not of {room}")
+        self._session = session
         self._cache = make_cache(session, slots, room)
         self._says_new = NEW_LENGTHS in names
+        # Logits of the last column are those of the longest row only.
+        self._one_by_one = not self._says_new and _columns(session) == 1
         self._slots, self._room, self._chunk = slots, room, chunk
         self._clock = clock
         self._waiting: deque[Ticket] = deque()
@@ -105,6 +108,7 @@ class Batcher:
 
         Raises:
             UnsupportedError: It needs more tokens than a row has room for.
+            UsageError: A token that the model has not.
         """
         needed = len(request.prompt) + request.max_new_tokens - 1
         if needed > self._room:
@@ -112,6 +116,7 @@ class Batcher:
                 f"prompt and new tokens need {needed} places, a row has {self._room}",
                 remedy="give a shorter prompt or fewer new tokens",
             )
+        check_tokens(self._session, request.prompt)
         ticket = Ticket(request, self._clock())
         self._waiting.append(ticket)
         return ticket
@@ -151,7 +156,7 @@ class Batcher:
         free, longest = self._slots - len(self._decoding), 0
         while self._waiting and len(group) < free:
             longest = max(longest, len(self._waiting[0].request.prompt))
-            if group and longest * (len(group) + 1) > self._chunk:
+            if group and (self._one_by_one or longest * (len(group) + 1) > self._chunk):
                 break
             ticket = self._waiting.popleft()
             ticket.admitted = self._clock()
@@ -172,10 +177,11 @@ class Batcher:
 
     def _enter(self, group: list[Ticket], logits: Array) -> None:
         """Take the first tokens; those that go on decode from now on."""
-        for ticket, scores in zip(group, logits, strict=True):
-            if ticket.take(scores, self._clock()):
+        for ticket, goes in zip(group, self._take(group, logits), strict=True):
+            if goes:
                 self._place(ticket, len(self._decoding))
                 self._decoding.append(ticket)
+        _raise_first(group)
 
     def _decode(self, count: int) -> None:
         """Give the first `count` decoding requests a token."""
@@ -184,11 +190,16 @@ class Batcher:
             return
         rows = self._decoding[:count]
         logits = self._feed(rows, [ticket.last for ticket in rows])
-        now = self._clock()
-        going = [ticket.take(scores, now) for ticket, scores in zip(rows, logits, strict=True)]
+        going = self._take(rows, logits)
         for index in reversed(range(count)):
             if not going[index]:
                 self._retire(index)
+        _raise_first(rows)
+
+    def _take(self, tickets: list[Ticket], logits: Array) -> list[bool]:
+        """Give each request its token; one whose callback fails ends, and the others go on."""
+        now = self._clock()
+        return [ticket.take(scores, now) for ticket, scores in zip(tickets, logits, strict=True)]
 
     def _retire(self, index: int) -> None:
         """Let the last decoding request have the row of one that ended."""
@@ -212,10 +223,24 @@ class Batcher:
         logits = self._run(feeds, tickets[0].row)
         for ticket, count in zip(tickets, counts, strict=True):
             ticket.length += int(count)
-        return last_logits(logits, counts)
+        return last_logits(logits, counts, tokens.shape[1], said=self._says_new)
 
     def _run(self, feeds: Feeds, row: int) -> Array:
         return self._cache.step(feeds, (LOGITS,), row=row)[LOGITS]
+
+
+def _raise_first(tickets: list[Ticket]) -> None:
+    """Pass on what a request's own callback raised, now that the batch is in order."""
+    for ticket in tickets:
+        if ticket.error is not None and not ticket.told:
+            ticket.told = True
+            raise ticket.error
+
+
+def _columns(session: Session) -> int | str | None:
+    """How many tokens of a row the engine gives logits for."""
+    shape = next((port.shape for port in session.outputs if port.name == LOGITS), ())
+    return shape[1] if len(shape) == 3 else None
 
 
 def _check(session: Session) -> set[str]:

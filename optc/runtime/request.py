@@ -56,6 +56,8 @@ class Ticket:
     Attributes:
         submitted, admitted, first, finished: When it was submitted, got a row, had its first token
             and its last; None for what has not happened yet.
+        error: What its callback raised, which ended it.
+        told: Whether `Batcher.step` has raised that.
         row: Its row of the cache, for the batcher.
         length: How many of its tokens are in the cache, for the batcher.
     """
@@ -66,6 +68,8 @@ class Ticket:
         self.admitted: float | None = None
         self.first: float | None = None
         self.finished: float | None = None
+        self.error: Exception | None = None
+        self.told = False
         self.row = 0
         self.length = 0
         self._row = Row(
@@ -115,7 +119,10 @@ class Ticket:
 
     def take(self, scores: Array, now: float) -> bool:
         """Choose the next token from `scores` [vocab]; whether the request goes on."""
-        goes = self._row.take(scores)
+        try:
+            goes = self._row.take(scores)
+        except Exception as error:
+            self.error, goes = error, False
         if self.first is None:
             self.first = now
         if not goes:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from optc.core.context import Array
-from optc.core.errors import UsageError
+from optc.core.errors import UnsupportedError, UsageError
 
 __all__ = ["GREEDY", "Sampling", "choose"]
 
@@ -61,11 +61,19 @@ def choose(logits: Array, sampling: Sampling, rng: np.random.Generator) -> int:
 
     Returns:
         The token's id; among equals the lowest.
+
+    Raises:
+        UnsupportedError: No token is the most likely: the logits are not numbers.
     """
+    best = int(np.argmax(logits))
+    if not np.isfinite(logits[best]):
+        raise UnsupportedError("the engine gave logits that are not numbers")
     if sampling.temperature == 0:
-        return int(np.argmax(logits))
-    scores = logits.astype(np.float64) / sampling.temperature
-    weights = np.exp(scores - scores.max())
+        return best
+    # The difference first: a quotient by a tiny temperature is too large for a number.
+    scores = logits.astype(np.float64) - float(logits[best])
+    with np.errstate(over="ignore"):
+        weights = np.exp(scores / sampling.temperature)
     if sampling.top_k or sampling.top_p < 1:
         order = _most_likely(weights, sampling.top_k or len(weights), sampling.top_p)
         return int(order[_draw(weights[order], rng)])

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from optc.core.context import Array, Feeds
-from optc.core.errors import UnsupportedError
+from optc.core.errors import UnsupportedError, UsageError
 from optc.core.session import CachedSession, Port, Session
 from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, cache_ports, token_name
 from optc.runtime.cache import make_cache
@@ -23,6 +23,7 @@ __all__ = [
     "RecomputeStepper",
     "Rows",
     "Stepper",
+    "check_tokens",
     "last_logits",
     "make_stepper",
     "padded",
@@ -87,6 +88,7 @@ def make_stepper(
     cached = bool(caches) and LENGTHS in ports
     known = {LENGTHS, NEW_LENGTHS, *(c.past for c in caches)} if cached else {_MASK, _POSITIONS}
     _check_known(ports, known | {tokens, *extra})
+    _check_rows(session, prompts, extra)
     # The last new token is never fed back.
     longest = max(len(row) for row in prompts) + max_new_tokens - 1
     _check_length(session, longest)
@@ -128,6 +130,28 @@ def _check_batch(tokens: Port, batch: int) -> None:
     fixed = tokens.shape[0]
     if isinstance(fixed, int) and fixed != batch:
         raise UnsupportedError(f"the engine takes batches of {fixed}, not of {batch}")
+
+
+def _check_rows(session: Session, prompts: Rows, inputs: Feeds) -> None:
+    for name, array in inputs.items():
+        if array.ndim and array.shape[0] != len(prompts):
+            problem = f"the input '{name}' has {array.shape[0]} rows for {len(prompts)} prompts"
+            raise UsageError(problem)
+    check_tokens(session, [token for row in prompts for token in row])
+
+
+def check_tokens(session: Session, tokens: Sequence[int]) -> None:
+    """See that the model has these tokens, as far as its logits say which it has.
+
+    Raises:
+        UsageError: It has not; some graphs would take another one without a word.
+    """
+    shape = next(port.shape for port in session.outputs if port.name == LOGITS)
+    count = shape[-1] if shape and isinstance(shape[-1], int) else None
+    low, high = min(tokens, default=0), max(tokens, default=0)
+    if low < 0 or (count is not None and high >= count):
+        known = "" if count is None else f", the model has 0 to {count - 1}"
+        raise UsageError(f"there is no token {low if low < 0 else high}{known}")
 
 
 def _check_known(inputs: dict[str, Port], known: set[str]) -> None:
@@ -172,6 +196,8 @@ class CachedStepper(Stepper):
 
     def feed(self, rows: Rows) -> Array:
         """Run the new tokens against the cache."""
+        if not all(len(row) for row in rows):
+            raise UsageError("a row has no tokens")
         longest = max(len(row) for row in rows)
         step = self._chunk or longest
         logits = self._feed(rows, 0, step)
@@ -191,7 +217,7 @@ class CachedStepper(Stepper):
             feeds[NEW_LENGTHS] = np.maximum(counts, 1)
         logits = self._cache.step(feeds, (LOGITS,))[LOGITS]
         self._lengths = self._lengths + counts
-        return last_logits(logits, counts)
+        return last_logits(logits, counts, tokens.shape[1], said=self._says_new)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop the other rows from the cache: those that stay move to the front."""
@@ -233,7 +259,7 @@ class RecomputeStepper(Stepper):
         started = time.perf_counter()
         logits = self._session.run({**self._feeds, **feeds}, (LOGITS,))[LOGITS]
         self._seconds += time.perf_counter() - started
-        return last_logits(logits, counts)
+        return last_logits(logits, counts, tokens.shape[1], said=False)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Forget the other rows."""
@@ -251,9 +277,23 @@ def padded(rows: Rows, width: int | None = None) -> tuple[Array, Array]:
     return tokens, counts
 
 
-def last_logits(logits: Array, counts: Array) -> Array:
-    """Of [B,S,V] what follows each row's last token; a graph may give just that, [B,1,V]."""
-    if logits.shape[1] == 1:
-        return logits[:, 0]
-    found: Array = logits[np.arange(len(counts)), counts - 1]
-    return found
+def last_logits(logits: Array, counts: Array, width: int, *, said: bool) -> Array:
+    """What follows each row's last token.
+
+    Args:
+        logits: [B,S,V], or [B,1,V] of a graph that answers for one token of each row.
+        counts: Tokens of each row.
+        width: S.
+        said: Whether the graph was told `counts`.
+
+    Raises:
+        UnsupportedError: The graph answers for the last column, which is not every row's last.
+    """
+    if logits.shape[1] == width:
+        found: Array = logits[np.arange(len(counts)), counts - 1]
+        return found
+    if not said and (counts != width).any():
+        problem = "the graph gives logits of the last column only, and rows differ in length"
+        remedy = "run prompts one by one, or export the logits of every token"
+        raise UnsupportedError(problem, remedy=remedy)
+    return logits[:, 0]

@@ -33,9 +33,7 @@ MOST_TOKENS = "optc.most_tokens"
 """Metadata of an engine: the number of tokens that it knows positions for, where it has a table."""
 
 _SMALL = 8 << 20
-"""Bytes of inputs and outputs up to which a binding is kept for the next step of its shape."""
-
-_KEPT = 16
+"""Bytes of inputs and outputs of the bindings that are kept for the next step of their shape."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +127,7 @@ class OrtCache:
     def _take_encoded(self, loose: dict[str, Array]) -> None:
         """Keep what the encoder gave; from now on it is past and present of its cache."""
         for cache in self._caches:
-            if cache.present in loose:
+            if cache.is_cross and cache.present in loose:
                 self._buffers[cache.past] = loose.pop(cache.present)
                 self._bound.clear()
 
@@ -153,10 +151,13 @@ class OrtCache:
             return found
         made = self._bind(feeds, fetch, row)
         if made.bytes <= _SMALL:
-            if len(self._bound) >= _KEPT:
+            while self._bound and made.bytes + self._kept_bytes() > _SMALL:
                 self._bound.pop(next(iter(self._bound)))
             self._bound[key] = made
         return made
+
+    def _kept_bytes(self) -> int:
+        return sum(bound.bytes for bound in self._bound.values())
 
     def _bind(self, feeds: Feeds, fetch: tuple[str, ...], row: int) -> _Bound:
         check_feeds(self._ports, feeds)
@@ -197,7 +198,11 @@ class OrtCache:
         named = {port.name: port for port in self._session.outputs}
         sizes = _sizes(self._ports, feeds)
         made, loose = dict[str, Array](), list[str]()
+        held = {cache.present for cache in self._caches}
         for name in fetch:
+            if name not in named or name in held:
+                what = "a cache, which stays where it is" if name in held else "no output"
+                raise SampleError(f"'{name}' is {what}")
             shape = [sizes.get(dim, dim) for dim in named[name].shape]
             whole = [dim for dim in shape if isinstance(dim, int)]
             if len(whole) == len(shape):

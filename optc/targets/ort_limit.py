@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optc.core.context import Array
+from optc.core.errors import UnsupportedError
 from optc.ir.interface import LENGTHS, cache_ports, ports
 from optc.targets.evaluate import OrtEvaluator
 from optc.targets.ort_cache import MOST_TOKENS
@@ -37,18 +38,23 @@ def position_limit(model: ir.Model) -> int | None:
     tables = list(_tables(model))
     if not tables:
         return None
-    names = [str(indices.name) for _, indices in tables]
     # Where a fixed cache ends first, its end is far enough.
     fixed = [cache.capacity for cache in cache_ports(ports(model.graph.inputs)) if cache.capacity]
     far = min([max(count for count, _ in tables), *(capacity - 1 for capacity in fixed)])
+    limits = [_limit(model, count, indices, far) for count, indices in tables]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _limit(model: ir.Model, count: int, indices: ir.Value, far: int) -> int | None:
+    name = str(indices.name)
     feeds = (_feeds(model, length) for length in (0, far))
-    first, later = OrtEvaluator()(model, feeds, fetch=names)
-    limits = [
-        count - int(first[name].max())
-        for (count, _), name in zip(tables, names, strict=True)
-        if first[name].size and (later[name] - first[name] == far).all()
-    ]
-    return min(limits, default=None)
+    try:
+        first, later = (found[name] for found in OrtEvaluator()(model, feeds, fetch=[name]))
+    except UnsupportedError:
+        return None  # chosen by what another table holds, which ends before
+    if not first.size or (later - first != far).any():
+        return None
+    return count - int(first.max())
 
 
 def _tables(model: ir.Model) -> list[tuple[int, ir.Value]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from optc.core.context import Feeds
-from optc.core.errors import UnsupportedError
+from optc.core.errors import SampleError, UnsupportedError
 from optc.core.session import Port
 from optc.ir.interface import LENGTHS, cache_ports, token_count
 
@@ -21,9 +21,16 @@ def check_room(inputs: Sequence[Port], feeds: Feeds) -> None:
 
     Raises:
         UnsupportedError: A row has not; the message names the limit.
+        SampleError: A length is negative.
     """
-    sizes = [c.capacity for c in cache_ports(inputs) if c.capacity is not None]
-    if not sizes or LENGTHS not in feeds:
+    caches = [cache for cache in cache_ports(inputs) if not cache.is_cross]
+    if not caches or LENGTHS not in feeds or not feeds[LENGTHS].size:
+        return
+    least = int(feeds[LENGTHS].min())
+    if least < 0:
+        raise SampleError(f"the input '{LENGTHS}' has a negative length, {least}")
+    sizes = [c.capacity for c in caches if c.capacity is not None]
+    if not sizes:
         return
     room, wanted = min(sizes), feeds[LENGTHS] + token_count(feeds)
     if wanted.size and wanted.max() > room:

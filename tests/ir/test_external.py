@@ -44,7 +44,15 @@ def function() -> onnx.ModelProto:
     return helper.make_model(graph(), functions=[made])
 
 
+def sparse() -> onnx.ModelProto:
+    indices = helper.make_tensor("i", TensorProto.INT64, [4], [0, 1, 2, 3])
+    made = graph()
+    made.sparse_initializer.append(helper.make_sparse_tensor(tensor(), indices, [9]))
+    return helper.make_model(made)
+
+
 PLACES = {
+    "sparse": sparse,
     "initializer": lambda: helper.make_model(graph(weights=(tensor(),))),
     "attribute": lambda: helper.make_model(graph(constant())),
     "branch": lambda: helper.make_model(graph(branch())),

@@ -215,3 +215,26 @@ def test_a_batcher_says_what_it_cannot_batch(
 def test_an_empty_request_is_refused(prompt: tuple[int, ...], count: int) -> None:
     with pytest.raises(UsageError):
         Request(prompt, count)
+
+
+def test_a_callback_that_fails_ends_its_own_request_only(lowered_growing: Session) -> None:
+    def fails(token: int) -> bool:
+        raise RuntimeError("no")
+
+    plain = [Request((1, 2, 3), 5), Request((7, 8), 6)]
+    batcher = Batcher(lowered_growing, slots=3, max_tokens=ROOM)
+    first = batcher.submit(plain[0])
+    failing = batcher.submit(Request((4, 5), 5, on_token=fails))
+    last = batcher.submit(plain[1])
+    with pytest.raises(RuntimeError, match="no"):
+        batcher.run()
+    batcher.run()
+    assert failing.done
+    assert [answer(first), answer(last)] == [alone(lowered_growing, r) for r in plain]
+
+
+def test_a_token_that_the_model_has_not_is_refused_at_once(lowered_growing: Session) -> None:
+    batcher = Batcher(lowered_growing, slots=1, max_tokens=ROOM)
+    with pytest.raises(UsageError, match="there is no token"):
+        batcher.submit(Request((1, VOCAB), 5))
+    assert batcher.idle

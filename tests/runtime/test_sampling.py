@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from optc.core.errors import UsageError
+from optc.core.errors import UnsupportedError, UsageError
 from optc.runtime.sampling import GREEDY, Sampling, choose
 
 LOGITS = np.array([0.0, 3.0, 1.0, 2.0, -1.0], np.float32)
@@ -82,3 +82,21 @@ def test_the_same_seed_draws_the_same_and_rows_draw_apart() -> None:
 def test_values_out_of_range_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         Sampling(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0), Sampling(1.0, top_k=2)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_not_numbers_are_refused(sampling: Sampling, bad: float) -> None:
+    logits = np.array([5, bad, 2], np.float32)
+    with pytest.raises(UnsupportedError, match="not numbers"):
+        choose(logits, sampling, sampling.rng(0))
+
+
+def test_a_temperature_next_to_nothing_is_greedy() -> None:
+    sampling = Sampling(1e-309, top_k=3)
+    assert choose(np.array([1, 9, 3], np.float32), sampling, sampling.rng(0)) == 1
+
+
+def test_tokens_that_are_ruled_out_are_never_taken() -> None:
+    logits = np.array([-np.inf, 0, -np.inf], np.float32)
+    assert choose(logits, Sampling(1.0), Sampling(1.0).rng(0)) == 1

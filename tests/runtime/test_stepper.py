@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from optc.core.context import Array, Feeds
-from optc.core.errors import UnsupportedError
+from optc.core.errors import UnsupportedError, UsageError
 from optc.core.session import Port
 from optc.runtime.generate import generate
 from optc.runtime.stepper import places
@@ -31,6 +31,35 @@ class Recorder:
 
 def ids(*shape: int | str) -> Port:
     return Port("input_ids", "int64", shape or ("B", "S"))
+
+
+class LastColumn(Recorder):
+    """Answers for the last column only, as exports with `logits_to_keep=1` do."""
+
+    def run(self, feeds: Feeds, fetch: tuple[str, ...] | None = None) -> dict[str, Array]:
+        return {"logits": super().run(feeds, fetch)["logits"][:, -1:]}
+
+
+def test_logits_of_the_last_column_are_not_those_of_a_shorter_row() -> None:
+    graph = LastColumn(ids())
+    assert generate(graph, [[2, 3], [3, 2]], max_new_tokens=2).tokens == ((1, 1), (1, 1))
+    with pytest.raises(UnsupportedError, match="of the last column only"):
+        generate(graph, [[2, 3, 2], [3]], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("token", [-2, 4])
+def test_a_token_that_the_model_has_not_is_named(token: int) -> None:
+    graph = Recorder(ids())
+    with pytest.raises(UsageError, match=f"there is no token {token}, the model has 0 to 3"):
+        generate(graph, [[1, token]], max_new_tokens=2)
+    assert graph.asked == []
+
+
+def test_inputs_beside_the_tokens_have_a_row_per_prompt() -> None:
+    graph = Recorder(ids(), Port("features", "float32", ("B", 8)))
+    features = np.zeros((2, 8), np.float32)
+    with pytest.raises(UsageError, match="'features' has 2 rows for 1 prompts"):
+        generate(graph, [[1]], max_new_tokens=2, inputs={"features": features})
 
 
 def test_masks_and_positions_are_made_where_the_graph_wants_them() -> None:

@@ -261,3 +261,12 @@ def test_the_first_step_of_an_encoder_decoder_takes_all_rows() -> None:
         feeds |= {"decoder_input_ids": np.array([[1]]), "cache_lengths": np.array([0])}
         with pytest.raises(SampleError, match="takes all rows of its cache"):
             cache.step(feeds, ("logits",))
+
+
+@pytest.mark.parametrize("name", ["nope", "present.0.key"])
+def test_only_outputs_that_are_no_caches_can_be_fetched(session: OrtSession, name: str) -> None:
+    cache = new_cache(session)
+    feeds = {"input_ids": np.array([[1]]), "cache_lengths": np.array([0])}
+    with pytest.raises(SampleError, match=f"'{name}' is"):
+        cache.step(feeds, ("logits", name))
+    assert cache.step(feeds, ("logits",))["logits"].shape[:2] == (1, 1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from lowered_attention import make_inputs, run_lowered, typed_model
 
-from optc.core.errors import UnsupportedError
+from optc.core.errors import SampleError, UnsupportedError
 from optc.core.session import Port
 from optc.ir.flash_attention import AttentionSpec
 from optc.targets.evaluate import open_model
@@ -41,6 +41,11 @@ def test_the_row_and_the_limit_are_named() -> None:
 
 def test_a_growing_cache_has_no_limit() -> None:
     check_room(signature("past"), feeds([10_000], 3))
+
+
+def test_a_negative_length_is_refused() -> None:
+    with pytest.raises(SampleError, match="has a negative length, -1"):
+        check_room(signature("past"), feeds([2, -1], 1))
 
 
 def test_the_smallest_layer_is_the_limit() -> None:
