@@ -22,6 +22,7 @@ def looked_up(indices: str, *, more: str = "") -> ir.Model:
             one = Constant<value_int = 1>()
             two = Constant<value_int = 2>()
             nine = Constant<value_int = 9>()
+            numbers = Constant<value_ints = [0, 1, 2, 3]>()
             axis = Constant<value_ints = [1]>()
             count_1d = Shape<start = 1, end = 2>(input_ids)
             count = Squeeze(count_1d)
@@ -48,6 +49,7 @@ def looked_up(indices: str, *, more: str = "") -> ir.Model:
         ("Div(positions, two)", None),
         ("Add(input_ids, positions)", None),
         ("Identity(input_ids)", None),
+        ("Gather(numbers, positions)", None),
     ],
 )
 def test_a_limit_is_where_the_table_ends(indices: str, limit: int | None) -> None:
