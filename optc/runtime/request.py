@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Collection
 
 from optc.core.context import Array
-from optc.core.errors import UsageError
+from optc.core.errors import OptcError, UsageError
 from optc.runtime.row import Row
 from optc.runtime.sampling import GREEDY, Sampling
 
@@ -56,7 +56,7 @@ class Ticket:
     Attributes:
         submitted, admitted, first, finished: When it was submitted, got a row, had its first token
             and its last; None for what has not happened yet.
-        error: What its callback raised, which ended it.
+        error: What ended it before its time: its callback raised, or there was nothing to choose.
         told: Whether `Batcher.step` has raised that.
         row: Its row of the cache, for the batcher.
         length: How many of its tokens are in the cache, for the batcher.
@@ -68,7 +68,7 @@ class Ticket:
         self.admitted: float | None = None
         self.first: float | None = None
         self.finished: float | None = None
-        self.error: Exception | None = None
+        self.error: OptcError | None = None
         self.told = False
         self.row = 0
         self.length = 0
@@ -118,13 +118,25 @@ class Ticket:
         return self._row.tokens[-1:]
 
     def take(self, scores: Array, now: float) -> bool:
-        """Choose the next token from `scores` [vocab]; whether the request goes on."""
+        """Choose the next token from `scores` [vocab]; whether the request goes on.
+
+        What goes wrong ends this request and is kept in `error`.
+        """
         try:
-            goes = self._row.take(scores)
-        except Exception as error:
+            goes = self._take(scores)
+        except OptcError as error:
             self.error, goes = error, False
         if self.first is None:
             self.first = now
         if not goes:
             self.finished = now
         return goes
+
+    def _take(self, scores: Array) -> bool:
+        try:
+            return self._row.take(scores)
+        except OptcError:
+            raise
+        except Exception as error:
+            problem = f"on_token raised {type(error).__name__}: {error}"
+            raise OptcError(problem, where="a request") from error

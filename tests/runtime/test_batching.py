@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optc.core.context import Array, Feeds
-from optc.core.errors import UnsupportedError, UsageError
+from optc.core.errors import OptcError, UnsupportedError, UsageError
 from optc.core.session import Port, Session
 from optc.runtime.batching import Batcher
 from optc.runtime.generate import generate
@@ -226,7 +226,7 @@ def test_a_callback_that_fails_ends_its_own_request_only(lowered_growing: Sessio
     first = batcher.submit(plain[0])
     failing = batcher.submit(Request((4, 5), 5, on_token=fails))
     last = batcher.submit(plain[1])
-    with pytest.raises(RuntimeError, match="no"):
+    with pytest.raises(OptcError, match="on_token raised RuntimeError: no"):
         batcher.run()
     batcher.run()
     assert failing.done
