@@ -7,8 +7,8 @@ import time
 import numpy as np
 
 from optc.core.context import Array, Feeds
-from optc.core.errors import UnsupportedError
 from optc.core.session import Cache, CachedSession, Session
+from optc.ir.cache_room import check_fits, row_capacity
 from optc.ir.interface import LENGTHS, cache_ports, token_name
 
 __all__ = ["ArrayCache", "make_cache"]
@@ -43,11 +43,7 @@ class ArrayCache:
         self._session = session
         self._ports = cache_ports(session.inputs)
         self._rows = rows
-        fixed = [p.capacity for p in self._ports if p.capacity is not None and not p.is_cross]
-        self._capacity = min(fixed, default=tokens)
-        if tokens > self._capacity:
-            problem = f"the engine's cache holds {self._capacity} tokens, not {tokens}"
-            raise UnsupportedError(problem)
+        self._capacity = row_capacity(self._ports, tokens)
         self._arrays = {port.past: port.empty(rows) for port in self._ports}
         self._tokens = token_name(port.name for port in session.inputs) or ""
         self._seconds = 0.0
@@ -69,12 +65,7 @@ class ArrayCache:
 
     def step(self, feeds: Feeds, fetch: tuple[str, ...], *, row: int = 0) -> dict[str, Array]:
         """Run once; see `optc.core.session.Cache`."""
-        longest = int(feeds[LENGTHS].max(initial=0)) + feeds[self._tokens].shape[1]
-        if longest > self._capacity:
-            raise UnsupportedError(
-                f"{longest} tokens do not fit in a cache of {self._capacity}",
-                remedy="ask for fewer new tokens, or for a larger cache",
-            )
+        check_fits(feeds[LENGTHS], feeds[self._tokens].shape[1], self._capacity)
         rows = slice(row, row + len(feeds[LENGTHS]))
         past = {name: array[rows] for name, array in self._arrays.items()}
         new = [p for p in self._ports if not (p.is_cross and past[p.past].shape[2])]

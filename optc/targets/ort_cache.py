@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optc.core.context import Array, Feeds
-from optc.core.errors import SampleError, UnsupportedError
+from optc.core.errors import SampleError
 from optc.core.session import Port
+from optc.ir.cache_room import check_fits, row_capacity
 from optc.ir.interface import LENGTHS, CachePort, token_name
 from optc.targets.feeds import check_feeds
 
@@ -67,10 +68,7 @@ class OrtCache:
     """
 
     def __init__(self, session: OrtSession, caches: Sequence[CachePort], rows: int, tokens: int):
-        fixed = [c.capacity for c in caches if c.capacity is not None and not c.is_cross]
-        limit = min(fixed, default=tokens)
-        if tokens > limit:
-            raise UnsupportedError(f"the engine's cache holds {limit} tokens, not {tokens}")
+        limit = row_capacity(caches, tokens)
         self._session = session
         self._caches = tuple(caches)
         self._rows, self._capacity = rows, limit
@@ -136,12 +134,7 @@ class OrtCache:
         lengths, count = feeds[LENGTHS], feeds[self._tokens].shape[1]
         if lengths.size and int(lengths.min()) < 0:
             raise SampleError(f"the input '{LENGTHS}' has a negative length")
-        longest = int(lengths.max(initial=0)) + count
-        if longest > self._capacity:
-            raise UnsupportedError(
-                f"{longest} tokens do not fit in a cache of {self._capacity}",
-                remedy="ask for fewer new tokens, or for a larger cache",
-            )
+        check_fits(lengths, count, self._capacity)
 
     def _binding(self, feeds: Feeds, fetch: tuple[str, ...], row: int) -> _Bound:
         shapes = tuple((name, array.dtype, array.shape) for name, array in feeds.items())
