@@ -29,6 +29,7 @@ from optc.core.errors import UnsupportedError, UsageError
 from optc.core.session import Session
 from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, TOKENS, cache_ports
 from optc.runtime.cache import make_cache
+from optc.runtime.encoder import has_encoder
 from optc.runtime.request import Request, Ticket
 from optc.runtime.stepper import Rows, check_tokens, last_logits, padded, places
 
@@ -245,6 +246,9 @@ def _columns(session: Session) -> int | str | None:
 
 def _check(session: Session) -> set[str]:
     """Names of the inputs of a session that can be batched."""
+    if has_encoder(session):
+        problem = "batching is for decoders, and this engine has an encoder"
+        raise UnsupportedError(problem, remedy="use generate, which takes batches with inputs")
     names = {port.name for port in session.inputs}
     caches = cache_ports(session.inputs)
     if not caches or not {TOKENS, LENGTHS} <= names:

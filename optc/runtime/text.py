@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from optc.core.context import Feeds
 from optc.core.errors import UsageError
 from optc.core.session import Session
 from optc.runtime.generate import Stats, generate
@@ -83,6 +84,7 @@ def complete(
     sampling: Sampling = GREEDY,
     stop: Sequence[str] = (),
     on_text: OnText = _ignore,
+    inputs: Feeds | None = None,
 ) -> Completion:
     """Continue each prompt, with text while it runs.
 
@@ -94,6 +96,7 @@ def complete(
         sampling: How tokens are chosen.
         stop: Strings that end a row; they are not part of the text.
         on_text: Called with (row, text) as text becomes certain.
+        inputs: What else the graph takes; see `generate`.
 
     Raises:
         UsageError: An empty stop string; see also `generate`.
@@ -109,6 +112,7 @@ def complete(
         sampling=sampling,
         eos=tokenizer.eos_ids,
         on_token=lambda row, token: rows[row].push(token),
+        inputs=inputs,
     )
     for row in rows:
         row.finish()
