@@ -273,11 +273,8 @@ def _stand_in(decoder: Decoder, stand_ins: StandIns) -> None:
 
 
 def _mixing_refusals(model: ir.Model, axes: TokenAxes) -> list[Refusal]:
-    reason = "this {} combines tokens, which a cache hides"
-    return [
-        Refusal(str(node.outputs[0].name), reason.format(node.op_type))
-        for node in mixing_nodes(model, axes.sequence)
-    ]
+    found = mixing_nodes(model, axes.sequence)
+    return [Refusal(str(mixing.node.outputs[0].name), mixing.reason) for mixing in found]
 
 
 def _refusals(decoder: Decoder) -> list[Refusal]:

@@ -97,7 +97,7 @@ def model(graph, body: str):
 
 @pytest.mark.parametrize("op", MIXING)
 def test_found(op, graph):
-    assert [n.op_type for n in mixing_nodes(model(graph, MIXING[op]), "s")] == [op.split()[-1]]
+    assert [m.node.op_type for m in mixing_nodes(model(graph, MIXING[op]), "s")] == [op.split()[-1]]
 
 
 @pytest.mark.parametrize("body", APART.values(), ids=APART)
