@@ -105,7 +105,7 @@ def _best(node: ir.Node, given: Given, room: Room) -> Made:
 
 
 def _without(node: ir.Node, places: Places, axes: list[int]) -> Places:
-    still(places, axes)
+    places = still(places, axes)
     return places if node.attributes.get_int("keepdims", 1) != 0 else places.squeeze(tuple(axes))
 
 
@@ -168,7 +168,7 @@ def _einsum(node: ir.Node, given: Given, room: Room) -> Made:
         names = letters.replace("...", unused[dots - own : dots])
         if len(set(names)) != len(names):
             return None
-        still(places, [i for i, c in enumerate(names) if c not in result])
+        places = still(places, [i for i, c in enumerate(names) if c not in result])
         sizes = dict(zip(names, places.shape, strict=True))
         order = [names.index(c) for c in result if c in names]
         rest = [i for i in range(places.ndim) if i not in order]

@@ -14,9 +14,10 @@ from optc.ir.probe import ProbeFailure
 __all__ = ["Untried", "tried"]
 
 _SEEDS = 2
-_CHANGES = (0.01, -0.01, 1.0, -1.0, 1e4, -1e4)
-"""Added to the floats of a token, which are of size 1: what a maximum or a scale hides from one is
-seen with another."""
+_MOVES = (1.0, -1.0, 1e4, -1e4)
+_NOISE = (0.01, 1.0, 100.0)
+"""Added to the floats of a token, which are of size 1: one number to all, or noise, since norms hide
+the first; what a maximum or a scale hides from small ones is seen with large ones."""
 _WIDE, _NARROW = 3, 100
 """Drawn integers are smaller: those of 32 and 64 bits may be indices, those of 8 are quantized."""
 
@@ -39,6 +40,8 @@ def tried(node: ir.Node, given: Sequence[Places | None], room: Room) -> list[Pla
     """
     found: dict[ir.Value, Array] = {}
     outputs = [value for value in node.outputs if value.uses() or value.is_graph_output()]
+    if any(isinstance(value.type, (ir.SequenceType, ir.OptionalType)) for value in outputs):
+        raise Untried("it gives no tensor")
     try:
         for seed in range(_SEEDS):
             fed = _feeds(node, given, room, np.random.default_rng(seed))
@@ -48,7 +51,7 @@ def tried(node: ir.Node, given: Sequence[Places | None], room: Room) -> list[Pla
                 for place, feeds in _changed(node, given, fed):
                     _mark(places, place, base, room.probe.run(output, feeds))
     except ProbeFailure as failure:
-        raise Untried(str(failure)) from failure
+        raise Untried(f"when it is tried out, {failure}") from failure
     if any((places < 0).all() for places in found.values()):
         raise Untried("nothing of its result moves with its data")
     room.shapes |= {value: places.shape for value, places in found.items()}
@@ -90,7 +93,10 @@ def _others(base: Array) -> list[Array]:
     if base.dtype.kind in "iu":
         span = _span(base.dtype)
         return [((base.astype(np.int64) + n) % span).astype(base.dtype) for n in (1, 2, span // 2)]
-    return [(base.astype(np.float64) + step).astype(base.dtype) for step in _CHANGES]
+    wide = base.astype(np.float64)
+    noise = np.random.default_rng(base.size).standard_normal(base.shape)
+    made = [wide + step for step in _MOVES] + [wide + noise * size for size in _NOISE]
+    return [array.astype(base.dtype) for array in made]
 
 
 def _span(dtype: np.dtype[np.generic]) -> int:

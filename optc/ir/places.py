@@ -8,6 +8,7 @@ has there; so the places of [B,S,H] are [B,S,1], and those of [B*S,H] are [B*S,1
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import overload
 
 import numpy as np
 import onnx_ir as ir
@@ -103,15 +104,29 @@ def joined(*parts: Places | None) -> Places:
     return made
 
 
+@overload
+def still(places: Places, axes: Iterable[int]) -> Places: ...
+@overload
+def still(places: Places | None, axes: Iterable[int]) -> Places | None: ...
 def still(places: Places | None, axes: Iterable[int]) -> Places | None:
-    """The same places, if nothing differs along `axes`.
+    """The same places, with size 1 along `axes`, where constants may stand beside a token's data.
 
     Raises:
         Mixes: Tokens lie along one of them.
     """
-    if places is not None and any(places.shape[axis] != 1 for axis in axes):
-        raise Mixes("")
+    for axis in axes:
+        if places is None or places.shape[axis] == 1:
+            continue
+        if _differs(places, axis):
+            raise Mixes("")
+        places = places.max(axis, keepdims=True)
     return places
+
+
+def _differs(places: Places, axis: int) -> bool:
+    """Whether there are several tokens along an axis."""
+    token = np.ma.masked_less(places, 0)
+    return bool(np.ma.filled(token.max(axis) != token.min(axis), False).any())
 
 
 def narrow(array: Array) -> Places:
@@ -131,8 +146,8 @@ def widened(places: Places, rank: int) -> Places:
 def is_chunk(short: Places, long: Places, counts: Sequence[int]) -> bool:
     """Whether the places for few tokens are a part of those for many, at either end.
 
-    So a call with some tokens gives what the call with all of them gives for these. A value that
-    holds the last token of a call only is such a part by agreement.
+    So a call with some tokens gives what the call with all of them gives for these. A call's last
+    token alone is no such part, and in a ragged batch it may be padding.
 
     Args:
         short: The places where each row has `counts[0]` tokens.
@@ -142,8 +157,6 @@ def is_chunk(short: Places, long: Places, counts: Sequence[int]) -> bool:
     few, many = counts
     if short.ndim != long.ndim or (short < 0).all():
         return False
-    if all((p[p >= 0] % n == n - 1).all() for p, n in zip((short, long), counts, strict=True)):
-        return np.array_equal(short // few, long // many)
     parts = (_part(long, many, start, few) for start in (0, many - few))
     if _is_padded(long, many) or not _in_order(long, many):
         return False
@@ -184,18 +197,16 @@ def _in_order(places: Places, count: int) -> bool:
 def each_once(places: Places) -> bool:
     """Whether every token is there once, as a result's tokens have to be."""
     for axis in range(places.ndim):  # constants beside a token's data count as its own
-        token = np.ma.masked_less(places, 0)
-        if np.ma.filled(token.max(axis) == token.min(axis), True).all():
+        if not _differs(places, axis):
             places = places.max(axis, keepdims=True)
     return np.unique(places).size == places.size
 
 
 def _is_padded(places: Places, count: int) -> bool:
     """Whether something stands beside the tokens on an axis that runs over them."""
-    token = np.ma.masked_array(places % count, mask=places < 0)
+    token = np.where(places < 0, -1, places % count)
     for axis in range(places.ndim):
-        differs = np.ma.filled(token.max(axis) != token.min(axis), False).any()
         others = tuple(i for i in range(places.ndim) if i != axis)
-        if differs and (places < 0).all(others).any():
+        if _differs(token, axis) and (places < 0).all(others).any():
             return True
     return False
