@@ -119,6 +119,13 @@ def _last_axis(node: ir.Node, given: Given, room: Room) -> Made:
     return still(given[0], [-1]) if made is not None else None
 
 
+def _rotated(node: ir.Node, given: Given, room: Room) -> Made:
+    """ONNX Runtime's own rotation, which counts by itself unless it is told every position."""
+    if room.rank(node.inputs[1]) != 2:
+        raise Mixes("it counts positions by itself")
+    return _last_axis(node, given, room)
+
+
 def _skip_norm(node: ir.Node, given: Given, room: Room) -> Made:
     """A norm over the last axis of a sum."""
     return still(joined(*given[:2]), [-1]) if all(p is None for p in given[2:]) else None
@@ -223,7 +230,7 @@ _RULES |= {
     (_CONTRIB, "Gelu"): _elementwise,
     (_CONTRIB, "MatMulNBits"): _last_axis,
     (_CONTRIB, "QuickGelu"): _elementwise,
-    (_CONTRIB, "RotaryEmbedding"): _last_axis,
+    (_CONTRIB, "RotaryEmbedding"): _rotated,
     (_CONTRIB, "SkipLayerNormalization"): _skip_norm,
     (_CONTRIB, "SkipSimplifiedLayerNormalization"): _skip_norm,
 }

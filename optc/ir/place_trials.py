@@ -16,7 +16,7 @@ __all__ = ["Untried", "tried"]
 _SEEDS = 2
 _MOVES = (1.0, -1.0, 1e4, -1e4)
 _NOISE = (0.01, 1.0, 100.0)
-"""Added to the floats of a token, which are of size 1: one number to all, or noise, since norms hide
+"""Added to the floats of a token, which are of size 1: one number to all, or noise, as norms hide
 the first; what a maximum or a scale hides from small ones is seen with large ones."""
 _WIDE, _NARROW = 3, 100
 """Drawn integers are smaller: those of 32 and 64 bits may be indices, those of 8 are quantized."""
@@ -42,6 +42,8 @@ def tried(node: ir.Node, given: Sequence[Places | None], room: Room) -> list[Pla
     outputs = [value for value in node.outputs if value.uses() or value.is_graph_output()]
     if any(isinstance(value.type, (ir.SequenceType, ir.OptionalType)) for value in outputs):
         raise Untried("it gives no tensor")
+    if any(room.runs(v) for v, part in zip(node.inputs, given, strict=True) if part is None):
+        raise Untried("it reads a table that is as long as the call")
     try:
         for seed in range(_SEEDS):
             fed = _feeds(node, given, room, np.random.default_rng(seed))

@@ -5,7 +5,7 @@ A name ends in the operator that is at fault.
 
 from __future__ import annotations
 
-__all__ = ["APART", "MIXING", "graph_text"]
+__all__ = ["APART", "MIXING", "RANGE", "graph_text"]
 
 _FLAT = """
     flat_sizes = Constant<value_ints = [-1, 2]>()
@@ -17,7 +17,7 @@ _COLUMN = """
     last = Constant<value_ints = [2]>()
     column = ReduceMean<keepdims = 1>(x, last)
 """
-_RANGE = """
+RANGE = """
     size = Shape<start = 1, end = 2>(x)
     count = Squeeze(size)
     zero = Constant<value_int = 0>()
@@ -50,11 +50,12 @@ MIXING = {
     "Softmax": "y = Softmax<axis = 1>(x)",
     "Pad": "pads = Constant<value_ints = [0, 1, 0, 0, -1, 0]>()\ny = Pad(x, pads)",
     "MatMul": "t = Transpose<perm = [0, 2, 1]>(x)\ny = MatMul(t, x)",
-    "fixed by tokens MatMul": """
+    "fixed by tokens MatMul": RANGE
+    + """
         square = Concat<axis = 0>(size, size)
         ones = ConstantOfShape<value = float[1] {1.0}>(square)
         y = MatMul(ones, x)
-    """.join([_RANGE, ""]),
+    """,
     "Concat": "y = Concat<axis = 1>(x, x)",
     "Slice": """
         a = Constant<value_ints = [1]>()
@@ -89,7 +90,7 @@ MIXING = {
     + "made = InstanceNormalization(turned, w1, b1)"
     + _TURN_BACK,
     "Reshape": "turned = Constant<value_ints = [0, 2, -1]>()\ny = Reshape(x, turned)",
-    "Gather": _RANGE
+    "Gather": RANGE
     + """
         last = Sub(count, one)
         backwards = Sub(last, range)
@@ -102,7 +103,7 @@ MIXING = {
         y = ReduceMax<keepdims = 1>(apart, last)
     """,
     "its own count Mul": _COLUMN
-    + _RANGE
+    + RANGE
     + """
         real = Cast<to = 1>(range)
         wide = Mul(column, real)
@@ -233,7 +234,7 @@ APART = {
     "softmax over channels": "y = Softmax<axis = -1>(x)",
     "norm": "axes = Constant<value_ints = [-1]>()\ny = ReduceMean(x, axes)",
     "channels": "y = Concat<axis = -1>(x, x)",
-    "gather of each in its place": _RANGE + "y = Gather<axis = 1>(x, range)",
+    "gather of each in its place": RANGE + "y = Gather<axis = 1>(x, range)",
     "channels, the other way round": """
         order = Constant<value_ints = [1, 0]>()
         y = Gather<axis = 2>(x, order)
@@ -290,16 +291,13 @@ APART = {
         share, chosen = TopK<axis = -1>(shares, k)
         again = GatherElements<axis = 1>(shares, chosen)
         experts = Constant<value = float[2,2] {1.0, 0.5, -1.0, 2.0}>()
+        one = Constant<value_ints = [1]>()
         index = Squeeze(chosen, one)
         picked = Gather(experts, index)
-        one = Constant<value_ints = [1]>()
         weighed = Mul(picked, again)
         sums = Mul(weighed, share)
         made = Mul(sums, flat)
-    """.replace("index = Squeeze", "one = Constant<value_ints = [1]>()\nindex = Squeeze").replace(
-        "picked = Gather(experts, index)\n        one = Constant<value_ints = [1]>()",
-        "picked = Gather(experts, index)",
-    )
+    """
     + _BACK,
     "copies of each token": _FLAT
     + """
