@@ -64,11 +64,11 @@ def mixing_nodes(model: ir.Model, sequence: str) -> list[Mixing]:
     for (value, axis), room in itertools.product(sources.items(), rooms):
         room.enter(value, axis)
     reads, wanted = inputs_read(model), _read_by_results(model)
-    lost, found = set[ir.Value | None](), []
+    walk, lost, found = _Walk(rooms), set[ir.Value | None](), []
     for node in model.graph:
         if node not in wanted or sources.keys().isdisjoint(reads.get(node.outputs[0], ())):
             continue
-        reason = "" if not lost.isdisjoint(_seen(node)) else _follow(node, rooms)
+        reason = "" if not lost.isdisjoint(_seen(node)) else walk.follow(node)
         if reason is None:
             continue
         lost |= set(node.outputs)
@@ -117,27 +117,53 @@ def _rooms(model: ir.Model, sequence: str) -> list[Room]:
     return [Room(Probe(model, sizes | {sequence: n}), sequence) for n in (few, next(more))]
 
 
-def _follow(node: ir.Node, rooms: list[Room]) -> str | None:
-    """Note the places of a node's results; the reason where it combines tokens."""
-    name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-    try:
-        if any(a.type in _GRAPHS for a in node.attributes.values()):
-            raise Untried("it has a graph of its own")
-        made = [_outputs(node, room) for room in rooms]
-        for value, short, long in zip(node.outputs, *made, strict=True):
-            if value.uses() or value.is_graph_output():
-                _check(value, short, long, rooms)
-    except Mixes as why:
-        reason = f"this {name} combines tokens, which a cache hides"
-        return f"{reason}: {why}" if str(why) else reason
-    except Untried as why:
-        return f"this {name} may combine tokens, which a cache hides: {why}"
-    for room, places in zip(rooms, made, strict=True):
-        room.places |= zip(node.outputs, places, strict=True)
-    return None
-
-
 _GRAPHS = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
+
+
+class _Walk:
+    """Follows the tokens through a model, node by node."""
+
+    def __init__(self, rooms: list[Room]):
+        self._rooms = rooms
+        self._verdicts: dict[tuple[object, ...], bool] = {}
+
+    def follow(self, node: ir.Node) -> str | None:
+        """Note the places of a node's results; the reason where it combines tokens."""
+        name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        try:
+            if any(a.type in _GRAPHS for a in node.attributes.values()):
+                raise Untried("it has a graph of its own")
+            made = [_outputs(node, room) for room in self._rooms]
+            for value, short, long in zip(node.outputs, *made, strict=True):
+                if value.uses() or value.is_graph_output():
+                    self._check(value, short, long)
+        except Mixes as why:
+            reason = f"this {name} combines tokens, which a cache hides"
+            return f"{reason}: {why}" if str(why) else reason
+        except Untried as why:
+            return f"this {name} may combine tokens, which a cache hides: {why}"
+        for room, places in zip(self._rooms, made, strict=True):
+            room.places |= zip(node.outputs, places, strict=True)
+        return None
+
+    def _check(self, value: ir.Value, short: Places, long: Places) -> None:
+        """See that a call with few tokens gives a part of what a call with many gives.
+
+        Raises:
+            Mixes: It does not; or an axis that is as long as the call holds no tokens.
+        """
+        key = short.shape, short.tobytes(), long.shape, long.tobytes()
+        if key not in self._verdicts:  # most values are like many others
+            counts = [room.tokens for room in self._rooms]
+            self._verdicts[key] = is_chunk(short, long, counts)
+        if not self._verdicts[key]:
+            raise Mixes("")
+        if value.is_graph_output() and not each_once(long):
+            raise Mixes("a result has some of them more than once")
+        few, many = (room.shape(value) or () for room in self._rooms)
+        grown = [i for i, (a, b) in enumerate(zip(few, many, strict=False)) if a != b]
+        if any(long.shape[axis] == 1 for axis in grown):
+            raise Mixes("its result is as long as the call where it holds no tokens")
 
 
 def _outputs(node: ir.Node, room: Room) -> list[Places]:
@@ -153,19 +179,3 @@ def _outputs(node: ir.Node, room: Room) -> list[Places]:
 def _fits(places: Places, shape: tuple[int, ...] | None) -> bool:
     sizes = zip(places.shape, shape or (), strict=False)
     return shape is not None and len(shape) == places.ndim and all(p in (1, n) for p, n in sizes)
-
-
-def _check(value: ir.Value, short: Places, long: Places, rooms: list[Room]) -> None:
-    """See that a call with few tokens gives a part of what a call with many gives.
-
-    Raises:
-        Mixes: It does not; or an axis that is as long as the call holds no tokens.
-    """
-    if not is_chunk(short, long, [room.tokens for room in rooms]):
-        raise Mixes("")
-    if value.is_graph_output() and not each_once(long):
-        raise Mixes("a result has some of them more than once")
-    few, many = (room.shape(value) or () for room in rooms)
-    grown = [i for i, (a, b) in enumerate(zip(few, many, strict=False)) if a != b]
-    if any(long.shape[axis] == 1 for axis in grown):
-        raise Mixes("its result is as long as the call where it holds no tokens")

@@ -49,12 +49,26 @@ class Room:
         self.tokens = probe.sizes[sequence]
         self.places: dict[ir.Value | None, Places] = {}
         self.shapes: dict[ir.Value, tuple[int, ...]] = {}
+        self._sizes: dict[str | None, int | None] = {None: None}
 
     def shape(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """The shape of a value, inferred or found by computing it; None if it is not known."""
         if value is None:
             return None
-        return self.shapes[value] if value in self.shapes else self.probe.shape_of(value)
+        if value in self.shapes or value.shape is None:
+            return self.shapes.get(value)
+        sizes = [self._size(dim) for dim in value.shape]
+        known = [size for size in sizes if size is not None]
+        return tuple(known) if len(known) == len(sizes) else None
+
+    def _size(self, dim: int | ir.SymbolicDim) -> int | None:
+        """One size; expressions are few, and slow to evaluate."""
+        if isinstance(dim, int):
+            return dim
+        if dim.value not in self._sizes:
+            size = dim.evaluate(self.probe.sizes)
+            self._sizes[dim.value] = size if isinstance(size, int) else None
+        return self._sizes[dim.value]
 
     def rank(self, value: ir.Value | None) -> int | None:
         """The number of axes; None if it is not known."""
