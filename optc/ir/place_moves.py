@@ -21,6 +21,8 @@ Rule = Callable[[ir.Node, Given, Room], Made]
 
 _TARGETS = {"ScatterElements", "ScatterND"}
 
+_OWN_TABLE = "it reads a table that is as long as the call"
+
 
 def _carried(node: ir.Node, given: Given, room: Room) -> Made:
     """Move the places as the node moves the data."""
@@ -94,7 +96,7 @@ def _gathered(node: ir.Node, given: Given, room: Room) -> Made:
     axis = node.attributes.get_int("axis", 0) % rank
     if data is None and index is not None:
         if axis in room.runs(node.inputs[0]):
-            raise Mixes("it reads a table that is as long as the call")
+            raise Mixes(_OWN_TABLE)
         return index.reshape((1,) * axis + index.shape + (1,) * (rank - axis - 1))
     if data is None or data.shape[axis] != 1 or chosen is None:
         return _carried(node, given, room)
@@ -122,6 +124,19 @@ def _placed(node: ir.Node, given: Given, room: Room) -> Made:
     return None if combined else _carried(node, given, room)
 
 
+def _picked(node: ir.Node, given: Given, room: Room) -> Made:
+    """Parts of a table, such as experts' weights, chosen by tokens."""
+    data, index = given[0], given[1]
+    rank, shape = room.rank(node.inputs[0]), room.shape(node.inputs[1])
+    if data is not None or index is None:
+        return _placed(node, given, room)
+    if rank is None or shape is None or node.attributes.get_int("batch_dims", 0) != 0:
+        return None
+    if not room.runs(node.inputs[0]).isdisjoint(range(shape[-1])):
+        raise Mixes(_OWN_TABLE)
+    return still(index, [-1]).reshape(index.shape[:-1] + (1,) * (rank - shape[-1]))
+
+
 def _one_hot(node: ir.Node, given: Given, room: Room) -> Made:
     index = given[0]
     if index is None or any(part is not None for part in given[1:]):
@@ -143,7 +158,7 @@ MOVES: dict[str, Rule] = {
     "Flatten": _reshaped,
     "Gather": _gathered,
     "GatherElements": _by_elements,
-    "GatherND": _placed,
+    "GatherND": _picked,
     "OneHot": _one_hot,
     "Reshape": _reshaped,
     "ScatterElements": _by_elements,

@@ -49,11 +49,13 @@ def rule_of(node: ir.Node) -> Rule | None:
 
 def _elementwise(node: ir.Node, given: Given, room: Room) -> Made:
     rank = room.rank(node.outputs[0])
+    room.broadcast(node.outputs[0], *(room.shape(v) for v in node.inputs if v is not None))
     return None if rank is None else widened(joined(*given), rank)
 
 
 def _expanded(node: ir.Node, given: Given, room: Room) -> Made:
-    return _elementwise(node, given, room) if given[1] is None else None
+    rank = room.rank(node.outputs[0])
+    return None if given[1] is not None or rank is None else widened(joined(given[0]), rank)
 
 
 def _dropout(node: ir.Node, given: Given, room: Room) -> Made:
@@ -143,6 +145,9 @@ def _product(node: ir.Node, given: Given, room: Room) -> Made:
     left = left.reshape(1, -1) if left is not None and left.ndim == 1 else left
     right = right.reshape(-1, 1) if right is not None and right.ndim == 1 else right
     made = joined(still(left, [-1]), still(right, [-2]))
+    shapes = [room.shape(node.inputs[i]) for i in at]
+    if shapes[0] is not None and shapes[1] is not None and len(shapes[1]) == 2:
+        room.broadcast(node.outputs[0], (*shapes[0][:-1], shapes[1][1]))
     made = made.squeeze(-1) if ranks[1] == 1 else made
     made = made.squeeze(-1 if ranks[1] == 1 else -2) if ranks[0] == 1 else made
     return widened(made, rank)

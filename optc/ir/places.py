@@ -7,6 +7,7 @@ has there; so the places of [B,S,H] are [B,S,1], and those of [B*S,H] are [B*S,1
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import overload
 
@@ -60,6 +61,14 @@ class Room:
         sizes = [self._size(dim) for dim in value.shape]
         known = [size for size in sizes if size is not None]
         return tuple(known) if len(known) == len(sizes) else None
+
+    def broadcast(self, output: ir.Value, *shapes: tuple[int, ...] | None) -> None:
+        """Note the shape of a value that inference did not find, if these are broadcast to it."""
+        known = [shape for shape in shapes if shape is not None]
+        if self.shape(output) is not None or len(known) < len(shapes):
+            return
+        with contextlib.suppress(ValueError):  # they do not fit at these sizes: it stays unknown
+            self.shapes[output] = np.broadcast_shapes(*known)
 
     def _size(self, dim: int | ir.SymbolicDim) -> int | None:
         """One size; expressions are few, and slow to evaluate."""

@@ -312,6 +312,17 @@ APART = {
         made = ReduceMean<keepdims = 0>(groups, middle)
     """
     + _BACK,
+    "weights chosen by each token": _FLAT
+    + """
+        best = ArgMax<axis = 1, keepdims = 1>(flat)
+        weights = Constant<value = float[2,2,2] {1.0, 2.0, -1.0, 0.5, 3.0, -2.0, 1.5, 0.0}>()
+        own = GatherND(weights, best)
+        end = Constant<value_ints = [2]>()
+        columns = Unsqueeze(flat, end)
+        products = MatMul(own, columns)
+        made = Squeeze(products, end)
+    """
+    + _BACK,
     "one-hot": """
         best = ArgMax<axis = 2, keepdims = 0>(x)
         depth = Constant<value_ints = [2]>()

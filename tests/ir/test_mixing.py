@@ -104,7 +104,12 @@ def test_operators_with_a_rule_are_never_computed(graph, monkeypatch):
         raise AssertionError(node.op_type)
 
     monkeypatch.setattr("optc.ir.mixing.tried", refuse)
-    for name in ("flattened", "experts chosen by each token", "Einsum with dots", "one-hot"):
+    for name in (
+        "flattened",
+        "experts chosen by each token",
+        "weights chosen by each token",
+        "one-hot",
+    ):
         assert mixing_nodes(graph(graph_text(APART[name])), "s") == []
 
 
