@@ -19,6 +19,7 @@ The pass is all or nothing: a graph with a cache on some sites only would be wro
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
@@ -37,18 +38,28 @@ from optc.ir.flash_attention import (
     remove_unused_overloads,
 )
 from optc.ir.interface import LENGTHS, LOGITS, PADDING, POSITIONS, past_name, present_name
-from optc.ir.mixing import mixing_nodes
 from optc.ir.padding_ids import PaddingIds
-from optc.ir.recount import TokenAxes
-from optc.ir.stand_ins import StandIns, padding_problem
+from optc.ir.stand_ins import StandIns
 from optc.rewrite.cache_inputs import insert_valid_lengths, past_input
 from optc.rewrite.cache_positions import CachePositions
+from optc.rewrite.cache_refusals import input_refusals, mixing_refusals, own_refusals, role
 from optc.rewrite.cache_scales import CacheScales, add_scales, calibrate
 from optc.rewrite.cross_attention import cross_refusals, keep_encoded
-from optc.rewrite.decoder import Decoder, heads_and_size, read_decoder
+from optc.rewrite.decoder import Decoder, read_decoder
 from optc.rewrite.last_tokens import Tail, find_tail, keep_last_tokens
 
 __all__ = ["KV"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What is found out before anything is rewritten: see the numbers above."""
+
+    lengths: ir.Value
+    positions: CachePositions
+    tail: Tail | None
+    scales: Mapping[str, CacheScales]
+    notes: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,51 +123,59 @@ class KV(Pass):
         decoder = read_decoder(model)
         if not all(ctx.wants(site) for site in _sites(decoder)):
             return PassResult(notes=("a cache on some sites only would be wrong",))
+        with contextlib.ExitStack() as undo:
+            plan = self._plan(model, decoder, ctx, undo)
+            if not isinstance(plan, _Plan):
+                return PassResult(refusals=tuple(plan))
+            undo.pop_all()
+        return self._rewrite(model, decoder, plan)
+
+    def _plan(
+        self, model: ir.Model, decoder: Decoder, ctx: Context, undo: contextlib.ExitStack
+    ) -> _Plan | list[Refusal]:
+        """Find out what is to be done, or what stands in the way.
+
+        Args:
+            model: Changed on trial.
+            decoder: What was read of it.
+            ctx: Calibration data.
+            undo: Learns how to take back each change.
+        """
         axes, stand_ins = decoder.axes, StandIns(model, decoder.tokens)
-        refusals = _input_refusals(model, decoder, stand_ins) + _refusals(decoder)
+        undo.callback(stand_ins.undo)
+        refusals = input_refusals(model, decoder, stand_ins) + own_refusals(decoder)
         refusals += cross_refusals(model, decoder)
         tail = find_tail(model, axes.batch, axes.sequence) if self.logits == "last" else None
         if isinstance(tail, str):
             refusals.append(Refusal(LOGITS, tail))
-            tail = None
-        if refusals:
-            stand_ins.undo()
-            return PassResult(refusals=tuple(refusals))
+        if refusals or isinstance(tail, str):
+            return refusals
         before = model.clone() if self.dtype == "int8" else model
         _stand_in(decoder, stand_ins)
         padding = PaddingIds(model, decoder.tokens, axes)
+        undo.callback(padding.undo)
         ids = padding.replace()
         lengths = ir.val(LENGTHS, ir.DataType.INT64, [axes.batch])
         positions = CachePositions(model, axes, lengths, decoder.tokens)
+        undo.callback(positions.discard)
         refusals += positions.prepare(decoder.own, self.max, decoder.beside)
-        refusals += _mixing_refusals(model, axes)
+        refusals += mixing_refusals(model, axes)
         if refusals:
-            positions.discard()
-            padding.undo()
-            stand_ins.undo()
-            return PassResult(refusals=tuple(refusals))
+            return refusals
         scales = calibrate(before, ctx) if self.dtype == "int8" else {}
         notes = [f"token {token} is taken for padding, at the end of rows" for token in ids]
-        return self._rewrite(model, decoder, lengths, positions, tail, scales, notes)
+        return _Plan(lengths, positions, tail, scales, notes)
 
-    def _rewrite(
-        self,
-        model: ir.Model,
-        decoder: Decoder,
-        lengths: ir.Value,
-        positions: CachePositions,
-        tail: Tail | None,
-        scales: Mapping[str, CacheScales],
-        notes: list[str],
-    ) -> PassResult:
+    def _rewrite(self, model: ir.Model, decoder: Decoder, plan: _Plan) -> PassResult:
+        lengths, positions = plan.lengths, plan.positions
         sites = _sites(decoder)
         masks = positions.keep()
         model.graph.inputs.insert(1 + model.graph.inputs.index(decoder.tokens), lengths)
-        if tail is not None:
-            keep_last_tokens(model, tail, after=lengths)
+        if plan.tail is not None:
+            keep_last_tokens(model, plan.tail, after=lengths)
         valid = insert_valid_lengths(model, decoder.tokens, lengths)
         for index, (node, site) in enumerate(zip(decoder.own, sites, strict=False)):
-            self._rewrite_site(model, decoder, index, valid, masks.get(node), scales.get(site))
+            self._rewrite_site(model, decoder, index, valid, masks.get(node), plan.scales.get(site))
         self._count_keys(model, decoder, positions.keys, valid)
         if decoder.cross:
             common.TopologicalSortPass()(model)
@@ -165,7 +184,7 @@ class KV(Pass):
         common.RemoveUnusedNodesPass()(model)
         common.TopologicalSortPass()(model)
         common.ShapeInferencePass()(model)
-        notes = [f"positions follow {LENGTHS} at {positions.places} place(s)", *notes]
+        notes = [f"positions follow {LENGTHS} at {positions.places} place(s)", *plan.notes]
         if decoder.cross:
             notes.append(f"the encoder is run once, for {len(decoder.cross)} sites")
         details = {"layout": self._layout(), "logits": self.logits, "dtype": self.dtype}
@@ -241,57 +260,9 @@ def _part(decoder: Decoder, part: str) -> str:
     return f"decoder.{part}" if decoder.cross else part
 
 
-def _role(decoder: Decoder, value: ir.Value) -> str:
-    """What an input is called, without the word that tells it from the encoder's."""
-    return str(value.name).removeprefix("decoder_" if decoder.cross else "")
-
-
-def _input_refusals(model: ir.Model, decoder: Decoder, stand_ins: StandIns) -> list[Refusal]:
-    """Inputs besides the tokens: derived ones, and those with one entry per token."""
-    axes, tokens, found = decoder.axes, decoder.tokens.name, []
-    for value in decoder.companions:
-        reason = ""
-        role = _role(decoder, value)
-        if role in {PADDING, POSITIONS}:
-            stand_ins.name_axes(value)
-        names = [d.value if isinstance(d, ir.SymbolicDim) else None for d in value.shape or ()]
-        if names[:2] != [axes.batch, axes.sequence]:
-            reason = f"the input is {value.shape}, not one entry per token of '{tokens}'"
-        elif role == PADDING:
-            reason = padding_problem(model, value, axes)
-        if reason:
-            found.append(Refusal(str(value.name), reason))
-    return found
-
-
 def _stand_in(decoder: Decoder, stand_ins: StandIns) -> None:
     for value in decoder.companions:
-        if _role(decoder, value) == PADDING:
+        if role(decoder, value) == PADDING:
             stand_ins.ones(value)
-        elif _role(decoder, value) == POSITIONS:
+        elif role(decoder, value) == POSITIONS:
             stand_ins.positions(value)
-
-
-def _mixing_refusals(model: ir.Model, axes: TokenAxes) -> list[Refusal]:
-    reason = "this {} combines tokens, which a cache hides"
-    return [
-        Refusal(str(node.outputs[0].name), reason.format(node.op_type))
-        for node in mixing_nodes(model, axes.sequence)
-    ]
-
-
-def _refusals(decoder: Decoder) -> list[Refusal]:
-    found = []
-    for node in decoder.own:
-        spec, key = read_spec(node), node.inputs[1]
-        shape = key.shape if key is not None else None
-        reason = ""
-        if not spec.causal:
-            reason = "the attention is not causal, so it cannot be computed token by token"
-        elif key is None or shape is None or heads_and_size(key) is None:
-            reason = "the number and size of its key heads are not known"
-        elif not decoder.axes.is_count(shape[2]):
-            reason = f"its keys do not come from '{decoder.tokens.name}'"
-        if reason:
-            found.append(Refusal(str(node.outputs[0].name), reason))
-    return found

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-__all__ = ["Reads", "inputs_read"]
+__all__ = ["Reads", "inputs_read", "operands"]
 
 Reads = Mapping[ir.Value | None, frozenset[ir.Value]]
 """Graph inputs by value; a value that is not there depends on no input's contents."""
@@ -25,13 +25,14 @@ def inputs_read(model: ir.Model) -> Reads:
     for node in model.graph:
         if node.op_type in {"Shape", "Size"} and not node.domain:
             continue
-        found = frozenset[ir.Value]().union(*(reads.get(v, frozenset()) for v in _operands(node)))
+        found = frozenset[ir.Value]().union(*(reads.get(v, frozenset()) for v in operands(node)))
         if found:
             reads |= dict.fromkeys(node.outputs, found)
     return reads
 
 
-def _operands(node: ir.Node) -> Iterator[ir.Value | None]:
+def operands(node: ir.Node) -> Iterator[ir.Value | None]:
+    """What a node reads, itself or in a branch or a loop."""
     yield from node.inputs
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:

@@ -2,199 +2,180 @@
 
 With a cache, a call sees the new tokens only. Attention gets the old ones back from the cache; any
 other operation over the sequence would see a part of it and compute something else.
+
+Every value that depends on tokens is followed from the inputs on: which token each of its elements
+belongs to (`optc.ir.places`), at a small number of tokens and at a larger one.
+
+1. An operator that is known to act on each token alone, or along other axes, passes the places of
+   its tokens on (`optc.ir.place_rules`, `optc.ir.place_moves`).
+2. Any other is computed with one token's data changed at a time (`optc.ir.place_trials`).
+3. It combines tokens if a part of its result belongs to two of them, or if what it gives for some
+   tokens is not a part of what it gives for more.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+
 import numpy as np
 import onnx_ir as ir
 
-from optc.core.context import Array
-from optc.ir.constants import constant
-from optc.ir.flash_attention import DOMAIN
-from optc.ir.probe import Probe, ProbeFailure, fixed_values
+from optc.ir.dependence import inputs_read, operands
+from optc.ir.flash_attention import DOMAIN, INPUTS
+from optc.ir.place_rules import rule_of
+from optc.ir.place_trials import Untried, tried
+from optc.ir.places import Mixes, Places, Room, each_once, is_chunk
+from optc.ir.probe import Probe
 from optc.ir.probe_sizes import probe_sizes
 
-__all__ = ["INDEXING", "mixing_nodes"]
+__all__ = ["INDEXING", "Mixing", "mixing_nodes"]
 
 INDEXING = {"Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"}
 """Operators whose second operand says where data goes, or comes from."""
 
-_NEIGHBOURS = {"Conv", "ConvTranspose", "RNN", "LSTM", "GRU", "Scan", "Loop", "If", "Einsum"}
-_NEIGHBOURS |= {
-    "AveragePool",
-    "MaxPool",
-    "LpPool",
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-    "Attention",
-    "InstanceNormalization",
-    "GroupNormalization",
-    "LRN",
-    "DFT",
-    "STFT",
-    "Trilu",
-    "Compress",
-    "Unique",
-    "NonZero",
-}
-_ALONG_AXIS = {"CumSum", "Softmax", "LogSoftmax", "ArgMax", "ArgMin", "TopK", "Concat"}
-_ALONG_AXIS |= {"CumProd", "Hardmax", "LpNormalization"}
-_FROM_AXIS = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
-_LENGTHENING = {"Tile", "Resize", "ReverseSequence"}
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+    """A node that combines tokens, or may do so.
+
+    Attributes:
+        node: The node.
+        reason: Why it cannot be cached, in words.
+    """
+
+    node: ir.Node
+    reason: str
 
 
-def mixing_nodes(model: ir.Model, sequence: str) -> list[ir.Node]:
-    """Nodes outside attention that combine data of several tokens.
+def mixing_nodes(model: ir.Model, sequence: str) -> list[Mixing]:
+    """Nodes outside attention that combine data of several tokens, or may.
+
+    What is computed from their results is not looked at.
 
     Args:
-        model: The model.
+        model: The model, in topological order.
         sequence: Symbol of the number of tokens.
     """
-    fixed = fixed_values(model)
-    found = []
+    sources = {v: axis for v in model.graph.inputs if (axis := _alone(v, sequence)) is not None}
+    if not sources:
+        return []
+    rooms = _rooms(model, sequence)
+    for (value, axis), room in itertools.product(sources.items(), rooms):
+        room.enter(value, axis)
+    reads, wanted = inputs_read(model), _read_by_results(model)
+    walk, lost, found = _Walk(rooms), set[ir.Value | None](), []
     for node in model.graph:
-        data = [v for v in node.inputs if v is not None and v not in fixed]
-        over = [v for v in data if _axes(v, sequence)]
-        if not over or node.domain == DOMAIN:
+        if node not in wanted or sources.keys().isdisjoint(reads.get(node.outputs[0], ())):
             continue
-        if node.op_type == "Reshape" and _leaves_place(model, node, sequence):
-            found.append(node)
+        reason = "" if not lost.isdisjoint(_seen(node)) else walk.follow(node)
+        if reason is None:
             continue
-        placed = node.op_type in INDEXING and node.inputs[1] in fixed
-        if _carries_over(model, node, over, sequence) if placed else _mixes(node, over, sequence):
-            found.append(node)
+        lost |= set(node.outputs)
+        found += [Mixing(node, reason)] if reason else []
     return found
 
 
-def _axes(value: ir.Value, sequence: str) -> list[int]:
-    """Axes of a value that run over the sequence, alone or flattened with others."""
-    if value.shape is None:
-        return []
-    symbols = [d.free_symbols() if isinstance(d, ir.SymbolicDim) else set() for d in value.shape]
-    return [axis for axis, names in enumerate(symbols) if sequence in names]
-
-
-def _mixes(node: ir.Node, over: list[ir.Value], sequence: str) -> bool:
-    op, value = node.op_type, over[0]
-    if value.shape is None:
-        return False
-    axes, rank = _axes(value, sequence), len(value.shape)
-    if op in _NEIGHBOURS:
-        return True
-    if op in {"MatMul", "Gemm"}:
-        return _contracts(node, sequence)
-    if op.startswith("Reduce"):
-        reduced = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-        return reduced is None or any(int(a) % rank in axes for a in reduced.reshape(-1))
-    if op in _ALONG_AXIS:
-        return _axis(node, rank) in axes
-    if op in _FROM_AXIS:
-        return max(axes) >= _axis(node, rank)
-    if op == "MeanVarianceNormalization":
-        default = ir.AttrInt64s("axes", [0, 2, 3])
-        chosen = node.attributes.get("axes", default).as_ints()
-        return any(axis % rank in axes for axis in chosen)
-    if op == "Pad":
-        return _pads(node, axes, rank)
-    if op in _LENGTHENING:
-        return not set(map(str, node.outputs[0].shape or ())) >= {str(value.shape[a]) for a in axes}
-    return op == "Slice" and _is_shift(node, sequence)
-
-
-def _carries_over(model: ir.Model, node: ir.Node, over: list[ir.Value], sequence: str) -> bool:
-    """Whether data is put in the place of another token, found by changing one token's data."""
-    probe, output = Probe(model, probe_sizes(model)), node.outputs[0]
-    after = _alone(output, sequence)
-    if after is None:
-        return True
-    try:
-        given = {v: _drawn(probe, v) for v in over}
-        base = probe.run(output, given)
-        for value in over:
-            axis = _alone(value, sequence)
-            if axis is None:
-                return True
-            for token in range(given[value].shape[axis]):
-                changed = given[value].copy()
-                row = np.moveaxis(changed, axis, 0)[token, ...]
-                row[...] = ~row if row.dtype == np.bool_ else row + 1
-                moved = np.moveaxis(base != probe.run(output, given | {value: changed}), after, 0)
-                if np.delete(moved, token, 0).any():
-                    return True
-    except ProbeFailure:
-        return True
-    return False
-
-
-def _leaves_place(model: ir.Model, node: ir.Node, sequence: str) -> bool:
-    """Whether a reshape, seen from its result's own axis of tokens, joins parts of several."""
-    probe, value, made = Probe(model, probe_sizes(model)), node.inputs[0], node.outputs[0]
-    if value is None:
-        return False
-    before, after = _alone(value, sequence), _alone(made, sequence)
-    shapes = probe.shape_of(value), probe.shape_of(made)
-    if before is None or after is None or shapes[0] is None or shapes[1] is None:
-        return False
-    count = shapes[0][before]
-    tokens = np.moveaxis(np.zeros(shapes[0], np.int64), before, -1) + np.arange(count)
-    moved = np.moveaxis(tokens, -1, before).reshape(shapes[1])
-    return bool((np.moveaxis(moved, after, -1) != np.arange(count)).any())
-
-
 def _alone(value: ir.Value, sequence: str) -> int | None:
-    """The one axis that is the sequence, and not a part of one."""
-    axes = _axes(value, sequence)
-    dim = value.shape[axes[0]] if value.shape is not None and len(axes) == 1 else None
-    return axes[0] if isinstance(dim, ir.SymbolicDim) and dim.value == sequence else None
+    """The axis that is the sequence."""
+    dims = value.shape if value.shape is not None else ()
+    return next(
+        (i for i, d in enumerate(dims) if isinstance(d, ir.SymbolicDim) and d.value == sequence),
+        None,
+    )
 
 
-def _drawn(probe: Probe, value: ir.Value) -> Array:
-    shape = probe.shape_of(value)
-    if shape is None:
-        raise ProbeFailure(f"the shape of '{value.name}' is not known")
-    dtype = value.dtype.numpy() if value.dtype is not None else np.float32
-    return np.random.default_rng(0).integers(0, 99, shape).astype(dtype)
+def _read_by_results(model: ir.Model) -> set[ir.Node]:
+    """Nodes that results are computed from, but for what only masks of attention read.
+
+    A mask that depends on data is refused by itself (`optc.rewrite.cache_positions`).
+    """
+    found = set[ir.Node]()
+    stack = [value.producer() for value in model.graph.outputs]
+    while stack:
+        node = stack.pop()
+        if node is None or node in found or node.graph is not model.graph:
+            continue
+        found.add(node)
+        stack += [value.producer() for value in _seen(node) if value is not None]
+    return found
 
 
-def _axis(node: ir.Node, rank: int) -> int:
-    if node.op_type == "CumSum":
-        axis = constant(node.inputs[1])
-        return int(axis.reshape(())) % rank if axis is not None else -1
-    default = {"ArgMax": 0, "ArgMin": 0}.get(node.op_type, -1)
-    return int(node.attributes.get_int("axis", default)) % rank
+def _seen(node: ir.Node) -> list[ir.Value | None]:
+    """What a node reads as data, itself or in a graph of its own."""
+    if (node.domain, node.op_type) != (DOMAIN, "FlashAttention"):
+        return list(operands(node))
+    return [value for i, value in enumerate(node.inputs) if i != INPUTS.index("mask")]
 
 
-def _pads(node: ir.Node, axes: list[int], rank: int) -> bool:
-    """Whether tokens are added at either end, or dropped by a negative amount."""
-    amounts = constant(node.inputs[1])
-    if amounts is None or len(node.inputs) > 3 or amounts.size != 2 * rank:
-        return True
-    ends = amounts.reshape(2, rank)
-    return any(ends[0, axis] or ends[1, axis] for axis in axes)
+def _rooms(model: ir.Model, sequence: str) -> list[Room]:
+    """Two numbers of tokens, neither like another size."""
+    sizes = probe_sizes(model)
+    taken = {d for n in model.graph for v in n.outputs if v.shape for d in v.shape}
+    few = sizes[sequence]
+    more = (n for n in itertools.count(2 * few + 1) if n not in taken | set(sizes.values()))
+    return [Room(Probe(model, sizes | {sequence: n}), sequence) for n in (few, next(more))]
 
 
-def _contracts(node: ir.Node, sequence: str) -> bool:
-    """Whether the inner dimension of a product is the sequence."""
-    left, right = node.inputs[0], node.inputs[1]
-    if left is None or right is None:
-        return False
-    rank = len(left.shape or ())
-    inner = 0 if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) == 1 else rank - 1
-    if inner in _axes(left, sequence):
-        return True
-    outer = len(right.shape or ()) - 2
-    return node.op_type == "MatMul" and outer in _axes(right, sequence)
+_GRAPHS = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
 
 
-def _is_shift(node: ir.Node, sequence: str) -> bool:
-    """A slice that drops some tokens, unless it keeps a call's last one."""
-    value, made = node.inputs[0], node.outputs[0]
-    if value is None or value.shape is None or made.shape is None:
-        return False
-    if len(made.shape) != len(value.shape):
-        return True
-    changed = [a for a in _axes(value, sequence) if value.shape[a] != made.shape[a]]
-    last = constant(node.inputs[1])
-    keeps_last = last is not None and last.reshape(-1).tolist() == [-1]
-    return any(made.shape[a] != 1 or not keeps_last for a in changed)
+class _Walk:
+    """Follows the tokens through a model, node by node."""
+
+    def __init__(self, rooms: list[Room]):
+        self._rooms = rooms
+        self._verdicts: dict[tuple[object, ...], bool] = {}
+
+    def follow(self, node: ir.Node) -> str | None:
+        """Note the places of a node's results; the reason where it combines tokens."""
+        name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        try:
+            if any(a.type in _GRAPHS for a in node.attributes.values()):
+                raise Untried("it has a graph of its own")
+            made = [_outputs(node, room) for room in self._rooms]
+            for value, short, long in zip(node.outputs, *made, strict=True):
+                if value.uses() or value.is_graph_output():
+                    self._check(value, short, long)
+        except Mixes as why:
+            reason = f"this {name} combines tokens, which a cache hides"
+            return f"{reason}: {why}" if str(why) else reason
+        except Untried as why:
+            return f"this {name} may combine tokens, which a cache hides: {why}"
+        for room, places in zip(self._rooms, made, strict=True):
+            room.places |= zip(node.outputs, places, strict=True)
+        return None
+
+    def _check(self, value: ir.Value, short: Places, long: Places) -> None:
+        """See that a call with few tokens gives a part of what a call with many gives.
+
+        Raises:
+            Mixes: It does not; or an axis that is as long as the call holds no tokens.
+        """
+        key = short.shape, short.tobytes(), long.shape, long.tobytes()
+        if key not in self._verdicts:  # most values are like many others
+            counts = [room.tokens for room in self._rooms]
+            self._verdicts[key] = is_chunk(short, long, counts)
+        if not self._verdicts[key]:
+            raise Mixes("")
+        if value.is_graph_output() and not each_once(long):
+            raise Mixes("a result has some of them more than once")
+        few, many = (room.shape(value) or () for room in self._rooms)
+        grown = [i for i, (a, b) in enumerate(zip(few, many, strict=False)) if a != b]
+        if any(long.shape[axis] == 1 for axis in grown):
+            raise Mixes("its result is as long as the call where it holds no tokens")
+
+
+def _outputs(node: ir.Node, room: Room) -> list[Places]:
+    given = [room.places.get(value) for value in node.inputs]
+    rule = rule_of(node)
+    made = rule(node, given, room) if rule is not None else None
+    made = [made] * len(node.outputs) if isinstance(made, np.ndarray) else made
+    if made is None or not all(map(_fits, made, map(room.shape, node.outputs))):
+        return tried(node, given, room)
+    return made
+
+
+def _fits(places: Places, shape: tuple[int, ...] | None) -> bool:
+    sizes = zip(places.shape, shape or (), strict=False)
+    return shape is not None and len(shape) == places.ndim and all(p in (1, n) for p, n in sizes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from decoder_graphs import decoder
+from decoder_graphs import COMPANIONS, decoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -208,6 +208,19 @@ def test_without_a_runtime_it_cannot_be_calibrated(graph):
 def test_without_calibration_data_it_cannot_be_calibrated(graph):
     with pytest.raises(SampleError, match="there is none; give --calibration"):
         KV(dtype="int8").run(without_cache(graph), calibrated([]))
+
+
+def test_a_graph_that_cannot_be_calibrated_is_left_as_it_was(graph):
+    model = graph(decoder("rotary", companion=COMPANIONS["padding"]))
+    for value in list(model.graph.inputs)[2:]:
+        value.const_value = ir.tensor(np.ones(tuple(value.shape), np.float32), name=value.name)
+        model.graph.register_initializer(value)
+        model.graph.inputs.remove(value)
+    Flash().run(model, Context())
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    with pytest.raises(SampleError):
+        KV(dtype="int8").run(model, calibrated([]))
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
 def test_calibration_that_overflows_is_named(graph):

@@ -19,6 +19,7 @@ LONGEST_FUNCTION = 60
 
 # Not an error of anybody's: a part of a graph that cannot be probed, caught and put into words.
 CAUGHT_INSIDE = {"optc/rewrite/scores.py:NotFused", "optc/ir/probe.py:ProbeFailure"}
+CAUGHT_INSIDE |= {"optc/ir/places.py:Mixes", "optc/ir/place_trials.py:Untried"}
 
 
 def code(root: Path, sources: list[str]) -> Iterator[tuple[str, ast.Module]]:
