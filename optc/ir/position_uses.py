@@ -36,21 +36,22 @@ SIZE_OPERANDS = {
 
 @dataclasses.dataclass(frozen=True)
 class PositionUse:
-    """A value that runs over the sequence, depends on sizes only, and meets the data.
+    """A value that depends on sizes only and meets the data.
 
     Attributes:
         value: The value, such as a table of cosines.
-        axis: Its axis that runs over the sequence.
+        axis: Its axis that runs over the sequence; None if it was the same at the numbers of tokens
+            that were tried.
     """
 
     value: ir.Value
-    axis: int
+    axis: int | None
 
 
 def position_uses(
     model: ir.Model, axes: TokenAxes, beside: Container[ir.Node] = ()
 ) -> list[PositionUse | str]:
-    """Values that depend on sizes only, run over the sequence, and are used by data nodes.
+    """Values that depend on sizes only and are used by data nodes.
 
     Masks of attention are not among them: see `optc.ir.position_masks`.
 
@@ -73,11 +74,13 @@ def position_uses(
         grown = growing_axes(*contents)
         if not grown and not np.array_equal(contents[0], contents[1]):
             found.append(f"'{value.name}' depends on the number of tokens, which a cache hides")
-        if len(grown) > 1:
+        elif not grown:
+            found.append(PositionUse(value, None))
+        elif len(grown) > 1:
             found.append(
                 f"'{value.name}' runs over the sequence twice, and is no mask of attention"
             )
-        elif grown:
+        else:
             found.append(PositionUse(value, grown[0]))
     return found
 
