@@ -227,9 +227,12 @@ class CachePositions:
         del parts[batch_at]
         value = self._draft.node("Reshape", [flat, self._draft.sizes(parts)], flat.dtype)
         order = _order(len(dims), along, batch_at)
-        if order == sorted(order):
-            return value
-        return self._draft.node("Transpose", [value], flat.dtype, perm=order)
+        if order != sorted(order):
+            value = self._draft.node("Transpose", [value], flat.dtype, perm=order)
+        shape: list[int | str] = list(dims)
+        shape[batch_at], shape[along] = self._axes.batch, self._axes.sequence
+        value.shape = ir.Shape(shape)
+        return value
 
 
 def _order(rank: int, along: int, batch_at: int) -> list[int]:
