@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -22,6 +23,7 @@ FEW_ELEMENTS = 8
 _LADDER = tuple(1 << k for k in range(5, 18, 2))  # 32 .. 131072: past what changes once and for all
 _LEAST = 8
 _MOST_NUMBERS = 16
+_MOST_PAIRED = 5
 
 
 def counts_to_try(
@@ -37,7 +39,10 @@ def counts_to_try(
     """
     numbers = numbers_met(model, value, fixed)
     around = {number + step for number in numbers for step in (-1, 0, 1)}
-    return sorted(n for n in {*_LADDER, *around, limit} if _LEAST <= n < ENDLESS)
+    pairs = list(itertools.combinations_with_replacement(numbers[:_MOST_PAIRED], 2))
+    joint = {a * b for a, b in pairs} | {a + b for a, b in pairs}  # a block size times blocks
+    joint = {n for n in joint if n <= _LADDER[-1]}
+    return sorted(n for n in {*_LADDER, *around, *joint, limit} if _LEAST <= n < ENDLESS)
 
 
 def numbers_met(

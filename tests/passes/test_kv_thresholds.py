@@ -16,7 +16,15 @@ ANGLE = "angle = Mul(place_float, speeds)"
 HERE = "here = Gather(places, places_1s)"
 
 
-def slower(condition: str) -> str:
+NOTHING = ("", "")
+COMPANION = ("int64[batch,seq] attention_mask", "words = Gather(table, input_ids)")
+AFTER = decoder("rotary").replace(
+    "logits = MatMul(z, head)",
+    "deep = Constant<value_ints = [2]>()\nLAST\nlogits = MatMul(z2, head)",
+)
+
+
+def slower(condition: str, companion: tuple[str, str] = NOTHING) -> str:
     """Rotary angles that are halved where a condition on sizes holds (dynamic NTK, longrope)."""
     scaled = f"""{condition}
         slow = Constant<value_float = 0.5>()
@@ -24,7 +32,7 @@ def slower(condition: str) -> str:
         speed = Where(over, slow, fast)
         even = Mul(place_float, speeds)
         angle = Mul(even, speed)"""
-    return decoder("rotary").replace(ANGLE, scaled)
+    return decoder("rotary", companion=companion).replace(ANGLE, scaled)
 
 
 def bias(scale: str) -> str:
@@ -74,6 +82,41 @@ REFUSED = {
             "blocks = Div(count, block)\nover = Greater(blocks, many)"
         ),
         "changes between",
+    ),
+    "angles_at_one_number_of_blocks": (
+        slower(
+            "block = Constant<value_int = 17>()\nsome = Constant<value_int = 19>()\n"
+            "blocks = Div(count, block)\nover = Equal(blocks, some)"
+        ),
+        "and 323 tokens",
+    ),
+    "angles_by_padding_that_is_not_there": (
+        slower(
+            LIMIT + "along = Constant<value_ints = [1]>()\nbehind = Constant<value_ints = [2]>()\n"
+            "sums = ReduceSum(attention_mask, along)\nsum = Unsqueeze(sums, behind)\n"
+            "over = Greater(sum, limit)",
+            COMPANION,
+        ),
+        "changes between 200 and 201 tokens",
+    ),
+    "which_of_two": (
+        AFTER.replace(
+            "LAST",
+            OVER + "\nwhich = Cast<to = 7>(over)\nother = Neg(z)\n"
+            "a = Unsqueeze(z, deep)\nb = Unsqueeze(other, deep)\nboth = Concat<axis = 2>(a, b)\n"
+            "z2 = Gather<axis = 2>(both, which)",
+        ),
+        "what 'which' says of the first tokens changes between 200 and 201 tokens",
+    ),
+    "how_many_channels": (
+        AFTER.replace(
+            "LAST",
+            "limit = Constant<value_ints = [200]>()\nover = Greater(count_1d, limit)\n"
+            "half = Constant<value_ints = [8]>()\nall = Constant<value_ints = [16]>()\n"
+            "end = Where(over, half, all)\npart = Slice(z, first, end, deep)\n"
+            "most = ReduceMax(part, deep)\nz2 = Add(z, most)",
+        ),
+        "what 'end' says of the first tokens changes between 200 and 201 tokens",
     ),
     "angles_far_away": (
         slower("limit = Constant<value_int = 1000000>()\nover = Greater(count, limit)"),
