@@ -71,8 +71,11 @@ class Steady:
             return f"'{value.name}' depends on how many rows there are"
         counts = self._counts(value)
         near = _NEAR[: min(len(_NEAR), self.limit)]
-        changed = _change_along(copy, near, [n for n in counts if n <= self.limit])
-        changed = changed or _change_together(copy, near, counts)
+        try:
+            changed = _change_along(copy, near, [n for n in counts if n <= self.limit])
+            changed = changed or _change_together(copy, near, counts)
+        except ProbeFailure as failure:
+            return f"'{value.name}' cannot be evaluated for the first tokens: {failure}"
         return self._text(value, *changed) if changed else self._far_problem(value)
 
     def kept_problem(self, value: ir.Value, axis: int | None) -> str:
