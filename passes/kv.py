@@ -46,7 +46,7 @@ from optc.rewrite.cache_refusals import input_refusals, mixing_refusals, own_ref
 from optc.rewrite.cache_scales import CacheScales, add_scales, calibrate
 from optc.rewrite.cross_attention import cross_refusals, keep_encoded
 from optc.rewrite.decoder import Decoder, read_decoder
-from optc.rewrite.last_tokens import Tail, find_tail, keep_last_tokens
+from optc.rewrite.last_tokens import Tail, find_again, find_tail, keep_last_tokens
 
 __all__ = ["KV"]
 
@@ -172,7 +172,7 @@ class KV(Pass):
         masks = positions.keep()
         model.graph.inputs.insert(1 + model.graph.inputs.index(decoder.tokens), lengths)
         if plan.tail is not None:
-            keep_last_tokens(model, plan.tail, after=lengths)
+            keep_last_tokens(model, find_again(model, plan.tail), after=lengths)
         valid = insert_valid_lengths(model, decoder.tokens, lengths)
         for index, (node, site) in enumerate(zip(decoder.own, sites, strict=False)):
             self._rewrite_site(model, decoder, index, valid, masks.get(node), plan.scales.get(site))

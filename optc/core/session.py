@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from optc.core.context import Array, Feeds
 
-__all__ = ["Cache", "CachedSession", "Port", "Session"]
+__all__ = ["Cache", "CachedSession", "PaddedSession", "Port", "Session", "padding_ids"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,21 @@ class Session(Protocol):
             The outputs by name.
         """
         ...
+
+
+@runtime_checkable
+class PaddedSession(Session, Protocol):
+    """A session that knows which tokens its graph takes for padding."""
+
+    @property
+    def padding_ids(self) -> frozenset[int]:
+        """Ids that may stand behind a row's tokens only, where nothing is read."""
+        ...
+
+
+def padding_ids(session: Session) -> frozenset[int]:
+    """Ids that may not be among a row's tokens; none where the session knows of none."""
+    return session.padding_ids if isinstance(session, PaddedSession) else frozenset()
 
 
 class Cache(Protocol):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
+
+from optc.core.context import Array
 
 __all__ = ["Draft"]
 
@@ -41,6 +45,13 @@ class Draft:
     def ints(self, numbers: list[int]) -> ir.Value:
         """A constant vector of int64."""
         return self.node("Constant", [], shape=ir.Shape([len(numbers)]), value_ints=numbers)
+
+    def constants(self, contents: Mapping[ir.Value, Array]) -> dict[ir.Value, ir.Value]:
+        """Constants in the place of values."""
+        return {
+            value: self.node("Constant", [], value.dtype, value=ir.tensor(content))
+            for value, content in contents.items()
+        }
 
     def size(self, value: ir.Value, axis: int) -> ir.Value:
         """One size of a value, int64 [1]."""

@@ -16,7 +16,7 @@ answers for the last of them only, and `logits` is [B,1,V].
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,12 +32,15 @@ __all__ = [
     "LOGITS",
     "NEW_LENGTHS",
     "PADDING",
+    "PADDING_IDS",
     "POSITIONS",
     "TOKENS",
     "TOKEN_INPUTS",
     "CachePort",
     "cache_ports",
     "complete_feeds",
+    "note_padding_ids",
+    "padding_ids_in",
     "past_name",
     "ports",
     "present_name",
@@ -54,6 +57,20 @@ NEW_LENGTHS = "new_lengths"
 LOGITS = "logits"
 PADDING = "attention_mask"
 POSITIONS = "position_ids"
+PADDING_IDS = "optc.padding_ids"
+"""Key of a model's metadata: ids that a graph with a cache takes for padding, in one text."""
+
+
+def note_padding_ids(model: ir.Model, ids: Iterable[int]) -> None:
+    """Write into a model's metadata which ids may stand behind a row's tokens only."""
+    model.metadata_props.pop(PADDING_IDS, None)  # whatever the model came with
+    if text := " ".join(map(str, sorted(ids))):
+        model.metadata_props[PADDING_IDS] = text
+
+
+def padding_ids_in(notes: Mapping[str, str]) -> frozenset[int]:
+    """The same, read from a model's metadata."""
+    return frozenset(int(word) for word in notes.get(PADDING_IDS, "").split())
 
 
 def token_name(names: Iterable[str]) -> str | None:

@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from optc.ir.constants import scalar
 from optc.ir.flash_attention import DOMAIN, INPUTS
+from optc.ir.interface import note_padding_ids, padding_ids_in
 from optc.ir.probe import Probe, ProbeFailure, fixed_values
 from optc.ir.recount import TokenAxes
 
@@ -61,12 +62,17 @@ class PaddingIds:
         self._axes = axes
         self._uses: list[tuple[ir.Node, int, ir.Value]] = []
         self._added: list[ir.Node] = []
+        self._noted = padding_ids_in(model.metadata_props)
 
     def replace(self) -> list[int]:
-        """Replace the comparisons, all or none; returns the ids that are taken for padding."""
+        """Replace the comparisons, all or none; returns the ids that are taken for padding.
+
+        They are noted in the model's metadata, for whoever feeds it.
+        """
         tests = [test for node, _ in self._tokens.uses() if (test := _read(node)) is not None]
         if not tests or not self._is_about_padding(tests):
-            return []
+            tests = []
+        note_padding_ids(self._model, {test.token for test in tests})
         for test in tests:
             self._uses += [(node, slot, test.value) for node, slot in test.value.uses()]
             constant = self._constant(test)
@@ -80,6 +86,7 @@ class PaddingIds:
             node.replace_input_with(slot, value)
         self._model.graph.remove(self._added, safe=True)
         self._uses, self._added = [], []
+        note_padding_ids(self._model, self._noted)
 
     def _constant(self, test: _Test) -> ir.Value:
         usual = ir.tensor(np.array([test.usual]), name=f"{test.value.name}_usual")

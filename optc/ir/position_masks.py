@@ -12,42 +12,26 @@ Sources: ALiBi (Press et al., 2022); bucketed relative positions (Raffel et al.,
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from optc.core.context import Array
+from optc.ir.copies import Copy, TokenCounts
 from optc.ir.draft import Draft
-from optc.ir.mask_rows import read_rows, same_rows, seen_keys
+from optc.ir.mask_rows import read_rows
 from optc.ir.mask_sides import Edge, MaskSides, Side
 from optc.ir.positions import Positions, PositionSource
-from optc.ir.probe import Probe, ProbeFailure, ancestors, fixed_values
+from optc.ir.probe import ProbeFailure, ancestors, fixed_values
 from optc.ir.recount import Recount
+from optc.ir.size_counts import ENDLESS
+from optc.ir.steady import Steady
 
-__all__ = ["PositionMasks", "TokenCounts"]
+__all__ = ["PositionMasks"]
 
 # (positions of queries, keys): near ones, and ones beyond buckets and tables of usual sizes
 _CHECKS = (((5, 6, 7, 2, 3, 4), 9), ((140, 7, 3, 139, 70), 150))
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenCounts:
-    """Values of the graph that count tokens.
-
-    Attributes:
-        batch: B, int64 [1].
-        new: S, int64 [1].
-        positions: Position of each new token, rows one after the other, int64 [B*S].
-        flat: B*S, int64 [1].
-        keys: T, keys that are present after the call, int64 [1].
-    """
-
-    batch: ir.Value
-    new: ir.Value
-    positions: ir.Value
-    flat: ir.Value
-    keys: ir.Value
 
 
 class PositionMasks:
@@ -65,23 +49,25 @@ class PositionMasks:
         self._counts = counts
         self._moved: dict[ir.Value, ir.Value | str] = {}
 
-    def moved(self, mask: ir.Value, most_keys: int | None) -> ir.Value | str:
+    def moved(self, mask: ir.Value, most_keys: int | None, steady: Steady) -> ir.Value | str:
         """The mask [B|1,H|1,S,T] for a cache.
 
         Args:
             mask: Mask [1,H|1,S,S] that depends on sizes only.
             most_keys: Size of a cache of fixed size.
+            steady: Tells whether it is the same for any number of tokens.
 
         Returns:
             The mask, or a sentence why there is none.
         """
         if mask not in self._moved:
-            self._moved[mask] = self._move(mask, most_keys)
+            self._moved[mask] = self._move(mask, most_keys, steady)
         return self._moved[mask]
 
-    def _move(self, mask: ir.Value, most_keys: int | None) -> ir.Value | str:
+    def _move(self, mask: ir.Value, most_keys: int | None, steady: Steady) -> ir.Value | str:
+        settled = self._draft.constants(steady.settled(mask)) if steady.limit < ENDLESS else {}
         try:
-            search = _Search(self._positions, self._draft, self._counts, mask)
+            search = _Search(self._positions, self._draft, self._counts, mask, settled)
         except ProbeFailure as failure:
             return f"its mask '{mask.name}' cannot be evaluated: {failure}"
         made = search.find()
@@ -89,6 +75,9 @@ class PositionMasks:
             return f"how its mask '{mask.name}' follows from positions is not understood"
         if most_keys is not None and not search.reaches(made, most_keys):
             return f"its mask '{mask.name}' does not reach as far as the cache, {most_keys} keys"
+        problem = steady.copy_problem(mask, search.copy(made))
+        if problem:
+            return problem
         return self._by_rows(made, search.heads) if search.by_position else made
 
     def _by_rows(self, mask: ir.Value, heads: int) -> ir.Value:
@@ -107,18 +96,27 @@ class _Search:
         draft: Where new nodes go.
         counts: Values that count tokens.
         mask: The mask.
+        settled: What stands for values that do not change at any count that a row reaches.
 
     Attributes:
         heads: Number of heads that the mask has.
         by_position: Whether queries at different positions differ.
     """
 
-    def __init__(self, positions: Positions, draft: Draft, counts: TokenCounts, mask: ir.Value):
+    def __init__(
+        self,
+        positions: Positions,
+        draft: Draft,
+        counts: TokenCounts,
+        mask: ir.Value,
+        settled: Mapping[ir.Value, ir.Value],
+    ):
         self._model, self._axes = positions.model, positions.axes
         self._positions = positions
         self._draft = draft
         self._counts = counts
         self._mask = mask
+        self._settled = settled
         self._fixed = fixed_values(self._model)
         self._wholes = self._read_wholes()
         self._sides = MaskSides(self._model, self._axes, mask)
@@ -147,10 +145,11 @@ class _Search:
 
     def reaches(self, made: ir.Value, keys: int) -> bool:
         """Whether it can be computed for that many keys."""
-        try:
-            return self._run(made, np.arange(3), keys).shape[-2:] == (3, keys)
-        except ProbeFailure:
-            return False
+        return self.copy(made).attempt(range(3), keys) is not None
+
+    def copy(self, made: ir.Value) -> Copy:
+        """What evaluates it."""
+        return Copy(self._model, self._counts, made)
 
     def _read_wholes(self) -> list[tuple[Array, int, Array]]:
         """Positions and keys to try, and the mask for a sequence that reaches as far."""
@@ -219,24 +218,12 @@ class _Search:
         if (side, sources) not in self._recounts:
             queries = self._counts.flat if self.by_position else self._counts.new
             count = queries if side == "queries" else self._counts.keys
-            given = {s.value: s.write(self._draft, self._counts.positions) for s in sources}
+            written = {s.value: s.write(self._draft, self._counts.positions) for s in sources}
+            given = {**self._settled, **written}
             self._recounts[side, sources] = Recount(self._draft, self._axes, count, given)
         return self._recounts[side, sources]
 
     def _is_right(self, made: ir.Value, positions: Array, keys: int, whole: Array) -> bool:
-        got = self._run(made, positions, keys)
-        if got.shape[-2:] != (len(positions), keys):
-            return False
-        wanted = whole[:, positions, :keys]
-        return same_rows(got.reshape(-1, *got.shape[-2:]), wanted, seen_keys(positions, keys))
-
-    def _run(self, made: ir.Value, positions: Array, keys: int) -> Array:
-        counts, count = self._counts, np.array([len(positions)])
-        given = {
-            counts.batch: np.array([1]),
-            counts.new: count,
-            counts.flat: count,
-            counts.positions: positions,
-            counts.keys: np.array([keys]),
-        }
-        return Probe(self._model, {}).run(made, given)
+        copy = self.copy(made)
+        rows = copy.attempt(positions, keys)
+        return rows is not None and copy.same(rows, whole[:, positions, :keys], positions)

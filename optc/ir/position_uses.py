@@ -36,21 +36,22 @@ SIZE_OPERANDS = {
 
 @dataclasses.dataclass(frozen=True)
 class PositionUse:
-    """A value that runs over the sequence, depends on sizes only, and meets the data.
+    """A value that depends on sizes only and meets the data.
 
     Attributes:
         value: The value, such as a table of cosines.
-        axis: Its axis that runs over the sequence.
+        axis: Its axis that runs over the sequence; None if it was the same at the numbers of tokens
+            that were tried.
     """
 
     value: ir.Value
-    axis: int
+    axis: int | None
 
 
 def position_uses(
     model: ir.Model, axes: TokenAxes, beside: Container[ir.Node] = ()
 ) -> list[PositionUse | str]:
-    """Values that depend on sizes only, run over the sequence, and are used by data nodes.
+    """Values that depend on sizes only and are used by data nodes.
 
     Masks of attention are not among them: see `optc.ir.position_masks`.
 
@@ -63,8 +64,13 @@ def position_uses(
         The uses; a sentence in place of each value that cannot be evaluated.
     """
     probes = [Probe(model, axes.sizes(count, batch=2)) for count in _COUNTS]
-    found: list[PositionUse | str] = []
-    for value in _met_by_data(model, beside):
+    met = _met_by_data(model, beside)
+    found: list[PositionUse | str] = [
+        PositionUse(value, None)
+        for value in _met_by_data(model, beside, as_size=True)
+        if value not in met and _is_settled(value, probes)
+    ]
+    for value in met:
         try:
             contents = [probe.run(value) for probe in probes]
         except ProbeFailure as failure:
@@ -73,11 +79,13 @@ def position_uses(
         grown = growing_axes(*contents)
         if not grown and not np.array_equal(contents[0], contents[1]):
             found.append(f"'{value.name}' depends on the number of tokens, which a cache hides")
-        if len(grown) > 1:
+        elif not grown:
+            found.append(PositionUse(value, None))
+        elif len(grown) > 1:
             found.append(
                 f"'{value.name}' runs over the sequence twice, and is no mask of attention"
             )
-        elif grown:
+        else:
             found.append(PositionUse(value, grown[0]))
     return found
 
@@ -93,19 +101,39 @@ def data_uses(model: ir.Model, value: ir.Value) -> list[tuple[ir.Node, int]]:
     return [(node, index) for node, index in value.uses() if _meets(node, index, fixed, model)]
 
 
-def _met_by_data(model: ir.Model, beside: Container[ir.Node]) -> list[ir.Value]:
-    """Computed values that depend on sizes only and are operands of nodes that see data."""
+def _is_settled(value: ir.Value, probes: list[Probe]) -> bool:
+    """Whether it is the same at a few numbers of tokens; what cannot be evaluated is not told."""
+    try:
+        short, long = (probe.run(value) for probe in probes)
+    except ProbeFailure:
+        return False
+    return np.array_equal(short, long)
+
+
+def _met_by_data(
+    model: ir.Model, beside: Container[ir.Node], *, as_size: bool = False
+) -> list[ir.Value]:
+    """Computed values that depend on sizes only and are operands of nodes that see data.
+
+    With `as_size`, those that say how many, or which.
+    """
     fixed = fixed_values(model)
     met: dict[ir.Value, None] = {}
     for node in model.graph:
         for index, value in enumerate(node.inputs if node not in beside else ()):
-            if value is not None and fixed.get(value) and _meets(node, index, fixed, model):
+            if value is None or not fixed.get(value) or not _sees_data(node, fixed, model):
+                continue
+            if as_size != _meets(node, index, fixed, model):
                 met.setdefault(value)
     return list(met)
 
 
+def _sees_data(node: ir.Node, fixed: dict[ir.Value | None, bool], model: ir.Model) -> bool:
+    return node.graph is model.graph and node.outputs[0] not in fixed
+
+
 def _meets(node: ir.Node, index: int, fixed: dict[ir.Value | None, bool], model: ir.Model) -> bool:
-    if node.graph is not model.graph or node.outputs[0] in fixed:
+    if not _sees_data(node, fixed, model):
         return False
     if node.domain == DOMAIN:
         return index != INPUTS.index("mask")

@@ -55,11 +55,15 @@ class Probe:
     Args:
         model: The model; not changed.
         sizes: Size of each symbolic dimension, by name.
+
+    Attributes:
+        elements: How many elements each value has that was computed last, by name.
     """
 
     def __init__(self, model: ir.Model, sizes: Mapping[str, int]):
         self.model = model
         self.sizes = dict(sizes)
+        self.elements: dict[str, int] = {}
 
     def shape_of(self, value: ir.Value) -> tuple[int, ...] | None:
         """The concrete shape of `value` at these sizes; None where it is not known."""
@@ -85,13 +89,26 @@ class Probe:
             return known[target]
         part = self._collect(target, known)
         try:
-            evaluator = ReferenceEvaluator(
-                _as_model(part, target, self.model), new_ops=[GatherElements]
-            )
-            with np.errstate(all="ignore"):
-                return np.asarray(next(iter(evaluator.run(None, part.feeds))))
+            return self._evaluate(_as_model(part, target, self.model), part.feeds)
         except Exception as error:  # the reference evaluator raises whatever numpy raises
             raise ProbeFailure(f"its sub-graph does not run ({type(error).__name__})") from error
+
+    def _evaluate(self, proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> Array:
+        """Run a graph of one output; what nobody needs any more is given back at once."""
+        evaluator = ReferenceEvaluator(proto, new_ops=[GatherElements])
+        held: dict[str, Array] = dict(feeds)
+        last = {name: i for i, node in enumerate(proto.graph.node) for name in node.input}
+        self.elements = {}
+        for i, node in enumerate(evaluator.rt_nodes_):
+            context = {"context": held} if node.need_context() else {}
+            with np.errstate(all="ignore"):
+                made = node.run(*[held[name] if name else None for name in node.input], **context)
+            self.elements |= {n: np.size(x) for n, x in zip(node.output, made, strict=False)}
+            held.update(zip(node.output, made, strict=False))
+            for name in set(node.input) & set(held):
+                if last[name] == i:
+                    del held[name]
+        return np.asarray(held[proto.graph.output[0].name])
 
     def _collect(self, target: ir.Value, known: dict[ir.Value, Array]) -> _Part:
         feeds: dict[str, Array] = {}
@@ -139,23 +156,6 @@ class Probe:
         start = producer.attributes.get_int("start", 0)
         end = producer.attributes.get_int("end", len(shape))
         return np.array(shape[start:end], np.int64)
-
-
-def _evaluate(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> Array:
-    """Run a graph of one output; what nobody needs any more is given back at once."""
-    evaluator = ReferenceEvaluator(proto, new_ops=[GatherElements])
-    with np.errstate(all="ignore"):
-        if any(node.need_context() for node in evaluator.rt_nodes_):
-            return np.asarray(next(iter(evaluator.run(None, dict(feeds)))))
-        held: dict[str, Array | None] = {"": None, **feeds}
-        last = {name: i for i, node in enumerate(proto.graph.node) for name in node.input}
-        for i, node in enumerate(evaluator.rt_nodes_):
-            outputs = node.run(*[held[name] for name in node.input])
-            held.update(zip(node.output, outputs, strict=False))
-            for name in set(node.input) - {""}:
-                if last[name] == i:
-                    del held[name]
-    return np.asarray(held[proto.graph.output[0].name])
 
 
 def _name(value: ir.Value) -> str:

@@ -26,7 +26,7 @@ import numpy as np
 
 from optc.core.context import Array, Feeds, Progress, no_progress
 from optc.core.errors import SampleError
-from optc.core.session import Session
+from optc.core.session import Session, padding_ids
 from optc.ir.interface import LENGTHS, LOGITS, TOKENS, cache_ports, token_name
 from optc.ir.reference import Reference, Sample
 from optc.parity.cached import (
@@ -39,6 +39,7 @@ from optc.parity.cached import (
 from optc.parity.feeds import capacity, sample_feeds, token_feeds, token_feeds_refusal
 from optc.parity.last import at_ends, at_last, is_partial
 from optc.parity.metrics import Accumulator, Metrics
+from optc.parity.padding import valid_positions
 
 __all__ = ["Tap", "compare"]
 
@@ -78,7 +79,8 @@ def compare(
         The worst metrics over all ways to run; `notes` names what was left out and why.
 
     Raises:
-        SampleError: The samples do not fit the inputs, or none fits in the cache.
+        SampleError: The samples do not fit the inputs, or none fits in the cache and is without
+            padding among its tokens.
     """
     comparison = _Comparison(session, reference, tap or Tap(), progress)
     metrics = comparison.samples()
@@ -102,6 +104,7 @@ class _Comparison:
         self.last = self.cached and answers_last(session)
         self.causal = self.cached or bool(reference.prompts)
         self.room = capacity(session.inputs)
+        self.padding = padding_ids(session)
 
     def samples(self) -> Metrics:
         """Judge the samples; in a graph with a cache, the longest one in pieces too."""
@@ -157,22 +160,29 @@ class _Comparison:
         samples = list(enumerate(self.reference.samples))
         if self.cached and any(self.tokens not in sample.inputs for _, sample in samples):
             raise SampleError(f"the graph has a cache, a sample has no '{self.tokens}'")
-        if self.room is None:
+        if not self.cached:
             return samples
-        kept = []
-        for index, sample in samples:
-            tokens = sample.inputs[self.tokens].shape[1]
-            if tokens <= self.room:
-                kept.append((index, sample))
-            else:
-                self._note("sample", index, tokens)
+        kept = [(index, sample) for index, sample in samples if self._fits_sample(index, sample)]
         if samples and not kept:
-            raise SampleError(f"no sample fits in the cache of {self.room} tokens")
+            raise SampleError(f"no sample is left: {self.notes[-1]}")
         return kept
 
-    def _note(self, what: str, index: int, tokens: int) -> None:
-        why = f"its {tokens} tokens do not fit in the cache of {self.room}"
-        self.notes.append(f"{what} {index} was left out: {why}")
+    def _fits_sample(self, index: int, sample: Sample) -> bool:
+        tokens, real = sample.inputs[self.tokens], valid_positions(sample.inputs)
+        fitting = real is not None and real.shape == tokens.shape
+        said = tokens[real] if real is not None and fitting else tokens
+        return self._fits("sample", index, tokens.shape[1], said)
+
+    def _fits(self, what: str, index: int, count: int, tokens: Array) -> bool:
+        """Whether a graph can be fed these tokens, `count` in a row; notes why not."""
+        why = ""
+        if self.room is not None and count > self.room:
+            why = f"its {count} tokens do not fit in the cache of {self.room}"
+        elif (found := self.padding.intersection(tokens.reshape(-1).tolist())) != set():
+            why = f"it holds token {min(found)}, which the graph takes for padding"
+        if why:
+            self.notes.append(f"{what} {index} was left out: {why}")
+        return not why
 
     def greedy(self, metrics: Metrics, forced: Sequence[Array]) -> Metrics:
         """Judge the continuations; returns `metrics` with the counts."""
@@ -196,11 +206,9 @@ class _Comparison:
     def _fitting_prompts(self, forced: Sequence[Array]) -> list[int]:
         kept = []
         for index, (prompt, row) in enumerate(zip(self.reference.prompts, forced, strict=True)):
-            tokens = len(prompt) + len(row) - 1  # the last one is predicted, not fed
-            if self.room is None or tokens <= self.room:
+            fed = np.concatenate([prompt, row[:-1]])  # the last one is predicted, not fed
+            if self._fits("prompt", index, len(prompt) + len(row) - 1, fed):
                 kept.append(index)
-            else:
-                self._note("prompt", index, tokens)
         return [index for index in kept if len(self.reference.continuations[index])]
 
     def _greedy_refusal(self, prompts: Sequence[Array], forced: Sequence[Array]) -> str | None:

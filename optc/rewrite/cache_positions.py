@@ -6,19 +6,24 @@ in the way.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+import dataclasses
+from collections.abc import Container, Mapping, Sequence
 
 import onnx_ir as ir
 
 from optc.core.base import Refusal
+from optc.core.context import Array
+from optc.ir.copies import Copy, TokenCounts
 from optc.ir.draft import Draft
 from optc.ir.flash_attention import DOMAIN, INPUTS, read_spec
 from optc.ir.mask_rows import shows_everything
-from optc.ir.position_masks import PositionMasks, TokenCounts
+from optc.ir.position_masks import PositionMasks
 from optc.ir.position_uses import PositionUse, data_uses, position_uses
 from optc.ir.positions import Positions, PositionSource
 from optc.ir.probe import Probe, ProbeFailure, data_inputs
 from optc.ir.recount import Recount, TokenAxes
+from optc.ir.size_counts import ENDLESS
+from optc.ir.steady import Steady, end_of
 
 __all__ = ["CachePositions"]
 
@@ -41,6 +46,25 @@ _BROADCAST = {
     "Greater",
     "GreaterOrEqual",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """A table of positions and its copy, which has a row for each token of all rows.
+
+    Attributes:
+        use: The table, where it meets the data.
+        axis: Its axis over the sequence.
+        sources: Where its positions come from.
+        flat: The copy.
+        small: The shape of the table for two tokens.
+    """
+
+    use: PositionUse
+    axis: int
+    sources: tuple[PositionSource, ...]
+    flat: ir.Value
+    small: tuple[int, ...]
 
 
 class CachePositions:
@@ -68,7 +92,7 @@ class CachePositions:
         self._masks = PositionMasks(self._positions, self._draft, self._counts)
         self._rows = self._draft.sizes([self._counts.batch, self._counts.new])
         self._split: dict[tuple[ir.Value, int, int], ir.Value] = {}
-        self._recounts: dict[tuple[PositionSource, ...], Recount] = {}
+        self._recounts: dict[tuple[tuple[PositionSource, ...], tuple[ir.Value, ...]], Recount] = {}
         self._replacements: list[tuple[ir.Node, int, ir.Value | None]] = []
 
     def prepare(
@@ -84,11 +108,22 @@ class CachePositions:
         Returns:
             What stands in the way.
         """
-        refusals = [r for node in sites if (r := self._prepare_mask(node, most_keys)) is not None]
-        for use in position_uses(self._model, self._axes, beside):
-            problem = use if isinstance(use, str) else self._prepare_table(use)
-            refusals += [Refusal("positions", problem)] if problem else []
-        return refusals
+        uses = position_uses(self._model, self._axes, beside)
+        known = [use for use in uses if isinstance(use, PositionUse)]
+        problems = [use for use in uses if isinstance(use, str)]
+        tables = [made for use in known if use.axis is not None and (made := self._table(use))]
+        problems += [made for made in tables if isinstance(made, str)]
+        found = [made for made in tables if not isinstance(made, str)]
+        ends = [end_of(self._copy(table)) for table in found]
+        steady = Steady(self._model, self._axes, min([most_keys or ENDLESS, *ends]))
+        refusals = [
+            r for node in sites if (r := self._prepare_mask(node, most_keys, steady)) is not None
+        ]
+        moving = {table.use.value for table in found}
+        kept = [use for use in known if use.value not in moving]
+        problems += [p for use in kept if (p := steady.kept_problem(use.value, use.axis))]
+        problems += [p for table in found if (p := self._prepare_table(table, steady))]
+        return refusals + [Refusal("positions", problem) for problem in problems]
 
     def keep(self) -> dict[ir.Node, ir.Value | None]:
         """Put everything in. Returns the new mask of each site that had one."""
@@ -105,7 +140,7 @@ class CachePositions:
         """Leave the model as it is."""
         self._draft.discard()
 
-    def _prepare_mask(self, site: ir.Node, most_keys: int | None) -> Refusal | None:
+    def _prepare_mask(self, site: ir.Node, most_keys: int | None, steady: Steady) -> Refusal | None:
         if not read_spec(site).mask:
             return None
         mask = site.inputs[_MASK]
@@ -117,56 +152,73 @@ class CachePositions:
         elif shows_everything(self._model, self._axes, mask):
             made = None
         else:
-            made = self._masks.moved(mask, most_keys)
+            made = self._masks.moved(mask, most_keys, steady)
         if isinstance(made, str):
             return Refusal(str(site.outputs[0].name), made)
         self.places += made is not None
         self._replacements.append((site, _MASK, made))
         return None
 
-    def _prepare_table(self, use: PositionUse) -> str:
-        """Draft one table for its users; why not, otherwise."""
+    def _table(self, use: PositionUse) -> _Table | str | None:
+        """A copy of a table; None if it is the same at every position; why not, otherwise."""
+        assert use.axis is not None
         sources = self._positions.sources(use.value, use.axis)
         if isinstance(sources, str):
             return sources
-        if not sources:  # the same at every position, and as long as the call
-            return ""
-        self.places += 1
+        if not sources:  # as long as the call
+            return None
         try:
             flat = self._recount(sources).copy(use.value)
             small = Probe(self._model, self._axes.sizes(2)).run(use.value).shape
         except ProbeFailure as failure:
             return f"'{use.value.name}' depends on positions: {failure}"
-        for node, index in data_uses(self._model, use.value):
-            made = self._by_rows(flat, small, use, node)
+        return _Table(use, use.axis, sources, flat, small)
+
+    def _copy(self, table: _Table) -> Copy:
+        return Copy(self._model, self._counts, table.flat, table.axis, is_mask=False)
+
+    def _prepare_table(self, table: _Table, steady: Steady) -> str:
+        """Draft one table for its users; why not, otherwise."""
+        value = table.use.value
+        if steady.limit < ENDLESS and (settled := steady.settled(value)):
+            flat = self._recount(table.sources, settled).copy(value)
+            table = dataclasses.replace(table, flat=flat)
+        problem = steady.copy_problem(value, self._copy(table))
+        if problem:
+            return problem
+        self.places += 1
+        for node, index in data_uses(self._model, value):
+            made = self._by_rows(table, node)
             if isinstance(made, str):
                 return made
             self._replacements.append((node, index, made))
         return ""
 
-    def _recount(self, sources: tuple[PositionSource, ...]) -> Recount:
-        if sources not in self._recounts:
-            given = {s.value: s.write(self._draft, self._counts.positions) for s in sources}
-            self._recounts[sources] = Recount(self._draft, self._axes, self._counts.flat, given)
-        return self._recounts[sources]
+    def _recount(
+        self, sources: tuple[PositionSource, ...], settled: Mapping[ir.Value, Array] | None = None
+    ) -> Recount:
+        key = sources, tuple(settled or ())
+        if key not in self._recounts:
+            given = self._draft.constants(settled or {})
+            given |= {s.value: s.write(self._draft, self._counts.positions) for s in sources}
+            self._recounts[key] = Recount(self._draft, self._axes, self._counts.flat, given)
+        return self._recounts[key]
 
-    def _by_rows(
-        self, flat: ir.Value, small: tuple[int, ...], use: PositionUse, user: ir.Node
-    ) -> ir.Value | str:
+    def _by_rows(self, table: _Table, user: ir.Node) -> ir.Value | str:
         """[.., B*S, ..] with the batch as an axis of its own, where the user has it."""
-        output, dims = user.outputs[0].shape, list(small)
+        use, output, dims = table.use, user.outputs[0].shape, list(table.small)
         batch_at, added = 0, 0
         if user.op_type in _BROADCAST and output is not None:
             names = [d.value if isinstance(d, ir.SymbolicDim) else None for d in output]
             if names.count(self._axes.batch) != 1:
                 return f"the batch is no axis where '{use.value.name}' is used"
             batch_at, added = names.index(self._axes.batch), len(output) - len(dims)
-        dims, along = [1] * added + dims, use.axis + added
+        dims, along = [1] * added + dims, table.axis + added
         if added < 0 or batch_at == along or dims[batch_at] != 1:
             return f"'{use.value.name}' depends on positions, and has no axis for the batch"
         key = use.value, len(dims), batch_at
         if key not in self._split:
-            self._split[key] = self._split_rows(flat, dims, along, batch_at)
+            self._split[key] = self._split_rows(table.flat, dims, along, batch_at)
         return self._split[key]
 
     def _split_rows(self, flat: ir.Value, dims: list[int], along: int, batch_at: int) -> ir.Value:
@@ -175,9 +227,12 @@ class CachePositions:
         del parts[batch_at]
         value = self._draft.node("Reshape", [flat, self._draft.sizes(parts)], flat.dtype)
         order = _order(len(dims), along, batch_at)
-        if order == sorted(order):
-            return value
-        return self._draft.node("Transpose", [value], flat.dtype, perm=order)
+        if order != sorted(order):
+            value = self._draft.node("Transpose", [value], flat.dtype, perm=order)
+        shape: list[int | str] = list(dims)
+        shape[batch_at], shape[along] = self._axes.batch, self._axes.sequence
+        value.shape = ir.Shape(shape)
+        return value
 
 
 def _order(rank: int, along: int, batch_at: int) -> list[int]:

@@ -22,7 +22,7 @@ from optc.ir.insert import Insert
 from optc.ir.interface import DECODER_TOKENS, LOGITS, NEW_LENGTHS, TOKENS
 from optc.ir.probe import ancestors
 
-__all__ = ["Tail", "every_token", "find_tail", "keep_last_tokens"]
+__all__ = ["Tail", "every_token", "find_again", "find_tail", "keep_last_tokens"]
 
 _ELEMENT_WISE = """Abs Add And Cast Ceil Celu Clip Cos Div Elu Equal Erf Exp Floor Gelu Greater
     GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Min
@@ -79,6 +79,18 @@ def find_tail(model: ir.Model, batch: str, sequence: str) -> Tail | str:
     nodes = tuple(node for node in model.graph if node in tail)
     entries = dict.fromkeys(v for node in nodes for v in axes.entries(node, tail))
     return Tail(nodes, tuple(entries), batch, sequence)
+
+
+def find_again(model: ir.Model, tail: Tail) -> Tail:
+    """The tail of a graph where other values took the place of some that enter it.
+
+    Raises:
+        PassContractError: There is none any more.
+    """
+    found = find_tail(model, tail.batch, tail.sequence)
+    if isinstance(found, str):
+        raise PassContractError(found, where=LOGITS)
+    return found
 
 
 def _only_serves(node: ir.Node, tail: set[ir.Node], logits: ir.Value) -> bool:

@@ -26,10 +26,11 @@ import numpy as np
 
 from optc.core.context import Array, Feeds
 from optc.core.errors import UnsupportedError, UsageError
-from optc.core.session import Session
+from optc.core.session import Session, padding_ids
 from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, TOKENS, cache_ports
 from optc.runtime.cache import make_cache
 from optc.runtime.encoder import has_encoder
+from optc.runtime.padding import check_prompts
 from optc.runtime.request import Request, Ticket
 from optc.runtime.stepper import Rows, check_tokens, last_logits, padded, places
 
@@ -109,7 +110,7 @@ class Batcher:
 
         Raises:
             UnsupportedError: It needs more tokens than a row has room for.
-            UsageError: A token that the model has not.
+            UsageError: A token that the model has not, or takes for padding.
         """
         needed = len(request.prompt) + request.max_new_tokens - 1
         if needed > self._room:
@@ -118,7 +119,9 @@ class Batcher:
                 remedy="give a shorter prompt or fewer new tokens",
             )
         check_tokens(self._session, request.prompt)
-        ticket = Ticket(request, self._clock())
+        padding = padding_ids(self._session)
+        check_prompts([request.prompt], padding)
+        ticket = Ticket(request, self._clock(), padding)
         self._waiting.append(ticket)
         return ticket
 

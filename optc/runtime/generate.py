@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection
 from optc.core.context import Feeds
 from optc.core.errors import UsageError
 from optc.core.hooks import peak_rss_bytes
-from optc.core.session import Session
+from optc.core.session import Session, padding_ids
+from optc.runtime.padding import check_prompts
 from optc.runtime.row import Row
 from optc.runtime.sampling import GREEDY, Sampling
 from optc.runtime.stepper import Rows, Stepper, make_stepper
@@ -86,8 +87,10 @@ def generate(
             memory that a long one needs; None for all at once.
 
     Raises:
-        UsageError: No prompt, an empty one, no token asked for, or a chunk of none.
-        UnsupportedError: The engine cannot take this; nothing was run.
+        UsageError: No prompt, an empty one, one with padding among its tokens, no token asked for,
+            or a chunk of none.
+        UnsupportedError: The engine cannot take this, and nothing was run; or a row would go on
+            behind a token that the model takes for padding.
     """
     if not prompts or not all(len(row) for row in prompts):
         raise UsageError("a prompt has no tokens")
@@ -95,9 +98,18 @@ def generate(
         raise UsageError("at least one new token must be asked for", where="max_new_tokens")
     if prefill_chunk is not None and prefill_chunk < 1:
         raise UsageError("a chunk has at least one token", where="prefill_chunk")
+    padding = padding_ids(session)
+    check_prompts(prompts, padding)
     stepper = make_stepper(session, prompts, max_new_tokens, inputs=inputs, chunk=prefill_chunk)
     rows = [
-        Row(sampling, sampling.rng(row), eos, max_new_tokens, functools.partial(on_token, row))
+        Row(
+            sampling,
+            sampling.rng(row),
+            eos,
+            max_new_tokens,
+            functools.partial(on_token, row),
+            padding,
+        )
         for row in range(len(prompts))
     ]
     times = _loop(stepper, rows, prompts)

@@ -52,6 +52,7 @@ class Ticket:
     Args:
         request: The request.
         now: When it was submitted, in seconds.
+        padding: Token ids that the graph takes for padding.
 
     Attributes:
         submitted, admitted, first, finished: When it was submitted, got a row, had its first token
@@ -62,7 +63,7 @@ class Ticket:
         length: How many of its tokens are in the cache, for the batcher.
     """
 
-    def __init__(self, request: Request, now: float):
+    def __init__(self, request: Request, now: float, padding: Collection[int] = ()):
         self.request = request
         self.submitted = now
         self.admitted: float | None = None
@@ -78,6 +79,7 @@ class Ticket:
             request.eos,
             request.max_new_tokens,
             request.on_token,
+            padding,
         )
 
     @property

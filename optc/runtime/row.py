@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 from optc.core.context import Array
+from optc.runtime.padding import check_generated
 from optc.runtime.sampling import Sampling, choose
 
 __all__ = ["Finish", "Row"]
@@ -29,6 +30,7 @@ class Row:
         eos: Token ids that end the row.
         limit: Largest number of new tokens.
         on_token: Called with each new token; True ends the row.
+        padding: Token ids that the graph takes for padding.
 
     Attributes:
         tokens: New tokens so far, an end-of-sequence token included.
@@ -42,6 +44,7 @@ class Row:
         eos: Collection[int],
         limit: int,
         on_token: Callable[[int], bool],
+        padding: Collection[int] = (),
     ):
         self.tokens: list[int] = []
         self.finish = Finish.LENGTH
@@ -50,9 +53,14 @@ class Row:
         self._eos = frozenset(eos)
         self._limit = limit
         self._on_token = on_token
+        self._padding = padding
 
     def take(self, scores: Array) -> bool:
-        """Choose the next token from `scores` [vocab]; whether the row goes on."""
+        """Choose the next token from `scores` [vocab]; whether the row goes on.
+
+        Raises:
+            UnsupportedError: It would go on behind a token that the graph takes for padding.
+        """
         token = choose(scores, self._sampling, self._rng)
         self.tokens.append(token)
         stopped = self._on_token(token)
@@ -62,4 +70,7 @@ class Row:
         if stopped:
             self.finish = Finish.STOP
             return False
-        return len(self.tokens) < self._limit
+        if len(self.tokens) >= self._limit:
+            return False
+        check_generated(token, self._padding)
+        return True

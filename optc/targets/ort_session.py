@@ -21,7 +21,7 @@ from optc.core.context import Array, Feeds
 from optc.core.errors import ModelFileError, OptcError, SampleError, UnsupportedError
 from optc.core.registry import suggestion
 from optc.core.session import Port
-from optc.ir.interface import LENGTHS, cache_ports
+from optc.ir.interface import LENGTHS, cache_ports, padding_ids_in
 from optc.targets.feeds import check_feeds
 from optc.targets.ort_cache import IN_PLACE, MOST_TOKENS, OrtCache
 from optc.targets.room import check_room
@@ -68,7 +68,7 @@ _DAMAGED: tuple[type[Exception], ...] = (
 
 
 class OrtSession:
-    """A graph on ONNX Runtime's CPU kernels. Implements `optc.core.session.CachedSession`.
+    """A graph on ONNX Runtime's CPU kernels. Implements `CachedSession` and `PaddedSession`.
 
     Usable as a context manager, which closes it.
 
@@ -87,6 +87,7 @@ class OrtSession:
         notes = self._session.get_modelmeta().custom_metadata_map
         self._in_place = frozenset(notes.get(IN_PLACE, "").split())
         self._most_tokens = int(notes[MOST_TOKENS]) if MOST_TOKENS in notes else None
+        self._padding_ids = padding_ids_in(notes)
         self._inputs = tuple(_port(arg) for arg in self._session.get_inputs())
         self._outputs = tuple(_port(arg) for arg in self._session.get_outputs())
 
@@ -139,6 +140,11 @@ class OrtSession:
     def most_tokens(self) -> int | None:
         """Tokens of a row that the engine knows positions for; None where it has no table."""
         return self._most_tokens
+
+    @property
+    def padding_ids(self) -> frozenset[int]:
+        """Tokens that the graph takes for padding: they may stand behind a row's tokens only."""
+        return self._padding_ids
 
     def new_cache(self, rows: int, tokens: int) -> OrtCache | None:
         """Buffers that the graph updates in place; None if it does not say that all may be.

@@ -58,6 +58,28 @@ ENDS = {
     z2 = Add(z, back)
     logits = MatMul(z2, head)
     """,
+    "late positions of each row": """
+    each = Expand(places_1s, sizes)
+    behind = Constant<value_ints = [2]>()
+    column = Unsqueeze(each, behind)
+    late = Cast<to = 1>(column)
+    z2 = Mul(z, late)
+    logits = MatMul(z2, head)
+    """,
+    "late positions of all rows": """
+    behind = Constant<value_ints = [2]>()
+    column = Unsqueeze(places_1s, behind)
+    late = Cast<to = 1>(column)
+    z2 = Mul(z, late)
+    logits = MatMul(z2, head)
+    """,
+    "late ones of each row": """
+    ones = ConstantOfShape<value = float[1] {3.0}>(sizes)
+    behind = Constant<value_ints = [2]>()
+    column = Unsqueeze(ones, behind)
+    z2 = Mul(z, column)
+    logits = MatMul(z2, head)
+    """,
 }
 
 
@@ -119,6 +141,8 @@ def test_each_row_gets_the_logits_of_its_last_real_token(end, kv, chunks, graph,
         ("softcap", {"raw", "less", "bent", "logits"}),
         ("feed-forward", {"n1", "up", "act", "down", "z2", "n2", "logits"}),
         ("gemm on tokens laid flat", {"up", "z2", "logits"}),
+        ("late positions of each row", {"z2", "logits"}),
+        ("late positions of all rows", {"z2", "logits"}),
     ],
 )
 def test_what_only_the_logits_need_is_computed_for_one_token(end, once, graph):

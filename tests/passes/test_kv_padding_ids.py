@@ -9,8 +9,17 @@ from decoder_graphs import decoder
 from test_kv import VOCABULARY, feed
 
 from optc.core.context import Context
+from optc.core.errors import UnsupportedError, UsageError
+from optc.ir.interface import PADDING_IDS
+from optc.ir.reference import Reference, Sample
+from optc.parity.compare import compare
 from optc.passes.flash import Flash
 from optc.passes.kv import KV
+from optc.runtime.batching import Batcher
+from optc.runtime.generate import generate
+from optc.runtime.request import Request
+from optc.targets.evaluate import open_model
+from optc.targets.ort import Ort
 
 PLACES = "here = Gather(places, places_1s)"
 COUNTED = """
@@ -109,3 +118,81 @@ def test_a_token_that_selects_data_is_no_padding(graph, run, rng):
         logits, caches = feed(run, model, tokens[:, at : at + 1], [at], caches)
         parts.append(logits)
     np.testing.assert_allclose(np.concatenate(parts, 1), whole, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def hiding(graph):
+    """A session of the graph with a cache, as it is built."""
+    model = flashed(graph, HIDING)
+    KV().run(model, Context())
+    with open_model(Ort().lower(model)) as session:
+        yield session
+
+
+def before_padding(graph, run) -> list[int]:
+    """A prompt that the model goes on with token 0 after."""
+    firsts, seconds = np.meshgrid(np.arange(1, VOCABULARY), np.arange(1, VOCABULARY))
+    prompts = np.stack([firsts.reshape(-1), seconds.reshape(-1)], 1)
+    logits = run(flashed(graph, HIDING), {"input_ids": prompts})["logits"]
+    return prompts[np.flatnonzero(logits[:, -1].argmax(-1) == 0)[0]].tolist()
+
+
+def finish(batcher: Batcher) -> None:
+    while not batcher.idle:
+        batcher.step()
+
+
+def test_a_prompt_with_padding_inside_is_refused_by_name(hiding):
+    problem = "prompt 1: token 0 at position 2 is what this model takes for padding"
+    with pytest.raises(UsageError, match=problem):
+        generate(hiding, [[3, 4, 5], [1, 2, 0, 4]], max_new_tokens=2)
+    with pytest.raises(UsageError, match="token 0 at position 0"):
+        Batcher(hiding, slots=2, max_tokens=20).submit(Request((0, 3), 2))
+
+
+def test_a_row_does_not_go_on_behind_padding_that_the_model_chose(hiding, graph, run):
+    prompt = before_padding(graph, run)
+    with pytest.raises(UnsupportedError, match="the model chose token 0, which it takes for pad"):
+        generate(hiding, [prompt], max_new_tokens=2)
+    assert generate(hiding, [prompt], max_new_tokens=1).tokens == ((0,),)
+    assert generate(hiding, [prompt], max_new_tokens=2, eos=[0]).tokens == ((0,),)
+
+
+def test_such_a_row_ends_alone_in_a_batch(hiding, graph, run):
+    batcher = Batcher(hiding, slots=2, max_tokens=20)
+    bad = batcher.submit(Request(tuple(before_padding(graph, run)), 3))
+    good = batcher.submit(Request((1, 2, 3), 1))
+    with pytest.raises(UnsupportedError, match="token 0"):
+        finish(batcher)
+    finish(batcher)
+    assert isinstance(bad.error, UnsupportedError)
+    assert (good.error, len(good.tokens)) == (None, 1)
+
+
+def test_samples_with_padding_inside_are_no_evidence(hiding, graph, run, rng):
+    plain = flashed(graph, HIDING)
+    tokens = rng.integers(1, VOCABULARY, (2, 8))
+    spoilt = tokens.copy()
+    spoilt[1, 4] = 0
+    samples = tuple(
+        Sample({"input_ids": ids}, {"logits": run(plain, {"input_ids": ids})["logits"]})
+        for ids in (spoilt, tokens)
+    )
+    metrics = compare(hiding, Reference("graph", samples))
+    assert metrics.max_abs < 2e-5
+    assert metrics.notes == (
+        "sample 0 was left out: it holds token 0, which the graph takes for padding",
+    )
+
+
+def test_the_ids_are_noted_only_where_the_graph_looks_for_them(graph):
+    model = flashed(graph, text())
+    model.metadata_props[PADDING_IDS] = "7"
+    KV().run(model, Context())
+    assert PADDING_IDS not in model.metadata_props
+
+
+def test_a_refusal_leaves_the_note_as_it_was(graph):
+    model = flashed(graph, text(HIDDEN + PARTS, "o = Attention<is_causal = 1>(q, k, v, seen)"))
+    assert KV().run(model, Context()).refusals
+    assert PADDING_IDS not in model.metadata_props
