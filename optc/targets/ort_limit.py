@@ -89,10 +89,18 @@ def _follows_lengths(value: ir.Value) -> bool:
 
 
 def _feeds(model: ir.Model, length: int) -> dict[str, Array]:
-    """One token of one row that has `length` tokens in its cache; nothing else matters."""
+    """One token of one row that has `length` tokens in its cache; nothing else matters.
+
+    A past that grows has as many: zeros, which take up no memory as long as nobody writes them.
+    """
+    inputs = ports(model.graph.inputs)
     feeds = {
         port.name: np.zeros([d if isinstance(d, int) else 1 for d in port.shape], port.dtype)
-        for port in ports(model.graph.inputs)
+        for port in inputs
     }
+    for cache in cache_ports(inputs):
+        if cache.capacity is None and not cache.is_cross:
+            shape = (1, cache.heads, length, cache.dim)
+            feeds[cache.past] = np.zeros(shape, np.dtype(cache.dtype))
     feeds[LENGTHS][...] = length
     return feeds
