@@ -24,6 +24,7 @@ from optc.core.errors import UnsupportedError, UsageError
 from optc.ir.interface import LENGTHS, TOKENS, complete_feeds
 from optc.ir.reference import Reference, load_reference
 from optc.runtime.generate import generate
+from optc.runtime.limits import smallest_limit
 
 __all__ = ["BenchResult", "Case", "Timing", "bench"]
 
@@ -131,6 +132,8 @@ def bench(
         cases = [Case(b, n) for b in batches for n in prompt_lengths]
         if not all(runner.generates for runner in runners):
             cases = [Case()]
+        for path, runner in zip(paths, runners, strict=True):
+            runner.check(cases, str(path))
         found = _in_turns(runners, cases, repeats, progress)
     sizes = {path: folder_bytes(path) for path in paths}
     return BenchResult(tuple(_timings(paths, cases, found)), sizes, new_tokens, repeats)
@@ -141,6 +144,7 @@ class _Runner:
 
     def __init__(self, opened: OpenBundle, new_tokens: int):
         self._session = opened.session
+        self._limit = smallest_limit(opened.session, opened.limit)
         self._new_tokens = new_tokens
         path = opened.bundle.reference
         if path is None:
@@ -151,6 +155,20 @@ class _Runner:
         self._text = _tokens(self._reference)
         names = {port.name for port in self._session.inputs}
         self.generates = LENGTHS in names or bool(self._reference.prompts)
+
+    def check(self, cases: Sequence[Case], where: str) -> None:
+        """See that there is room for all cases, before any is timed.
+
+        Raises:
+            UnsupportedError: There is not; the message names the bundle.
+        """
+        if self._limit is None or not all(case.batch for case in cases):
+            return
+        longest = max(case.prompt_tokens for case in cases) + self._new_tokens - 1
+        if longest > self._limit.tokens:
+            problem = f"{longest} tokens do not fit: {self._limit}"
+            remedy = "give smaller numbers to --prompt-lengths or --new-tokens"
+            raise UnsupportedError(problem, where=where, remedy=remedy)
 
     def time(self, case: Case) -> _Sample:
         """Run one case once."""

@@ -9,9 +9,8 @@ from typing import Any
 
 from optc.api.sessions import open_bundle
 from optc.core.context import Progress, no_progress
-from optc.core.session import Session
+from optc.core.errors import UsageError
 from optc.runtime.sampling import GREEDY, Sampling
-from optc.runtime.stepper import places
 from optc.runtime.text import Completion, complete
 
 __all__ = ["RunResult", "run"]
@@ -68,8 +67,8 @@ def run(
     Args:
         bundle: The bundle's folder.
         prompts: Texts; they may differ in length.
-        max_tokens: Largest number of new tokens for each; 128 by default, or as many as the
-            engine's cache has room for.
+        max_tokens: Largest number of new tokens for each; by default 128, and a text for which
+            there is no room for that many ends where the room does.
         chat: Whether each prompt is what a user says to the model's chat template.
         sampling: How tokens are chosen.
         stop: Strings that end a text; they are not part of it.
@@ -78,9 +77,12 @@ def run(
 
     Raises:
         BundleError: The bundle is damaged or unsafe.
-        UnsupportedError: No tokenizer, no chat template, or too long for the engine's cache.
+        UnsupportedError: No tokenizer, no chat template, or too long for the engine's cache or for
+            the model.
         UsageError: Nothing to do.
     """
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError("at least one new token must be asked for", where="max_tokens")
     with open_bundle(bundle, progress=progress) as opened:
         tokenizer = opened.tokenizer
         rows = [
@@ -93,14 +95,11 @@ def run(
             opened.session,
             tokenizer,
             rows,
-            max_new_tokens=_limit(opened.session, rows) if max_tokens is None else max_tokens,
+            max_new_tokens=_USUAL if max_tokens is None else max_tokens,
             sampling=sampling,
             stop=stop,
             on_text=on_text,
+            limit=opened.limit,
+            shorten=max_tokens is None,
         )
     return RunResult(Path(bundle), tuple(prompts), found)
-
-
-def _limit(session: Session, rows: Sequence[Sequence[int]]) -> int:
-    room, longest = places(session), max((len(row) for row in rows), default=0)
-    return _USUAL if room is None else max(1, min(_USUAL, room - longest + 1))

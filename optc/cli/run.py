@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     "--prompt", "prompts", metavar="TEXT", multiple=True, required=True,
     help="Text to continue; give it several times for a batch.",
 )  # fmt: skip
-@click.option("--max-tokens", type=int, help="New tokens.  [default: 128, or what fits]")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), metavar="N",
+    help="New tokens.  [default: 128, or what fits]",
+)  # fmt: skip
 @click.option(
     "--stream/--no-stream", default=None,
     help="Show text as it comes.  [default: on a terminal, for one prompt]",
@@ -78,6 +81,18 @@ def run(
     _print_stats(result)
 
 
+def _print_short(result: RunResult) -> None:
+    """Say which texts ended because there was no more room."""
+    from optc.runtime.row import Finish
+
+    finish = result.completion.finish
+    for number, why in enumerate(finish, start=1):
+        if why in (Finish.CACHE, Finish.CONTEXT):
+            which = f"prompt {number}: " if len(finish) > 1 else ""
+            count = len(result.completion.tokens[number - 1])
+            click.echo(f"{which}{why} after {count} new tokens", err=True)
+
+
 def _shown(text: str) -> str:
     """As the model said it, but for what a terminal would obey."""
     return harmless(text) if sys.stdout.isatty() else text
@@ -92,6 +107,7 @@ def _print_texts(result: RunResult) -> None:
 
 
 def _print_stats(result: RunResult) -> None:
+    _print_short(result)
     stats = result.completion.stats
     rate = stats.decode_tokens_per_second
     speed = f", {rate:.1f} tokens/s" if rate is not None else ""

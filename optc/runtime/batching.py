@@ -29,8 +29,10 @@ from optc.core.errors import UnsupportedError, UsageError
 from optc.core.session import Session
 from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, TOKENS, cache_ports
 from optc.runtime.cache import make_cache
+from optc.runtime.limits import Limit, check_length, smallest_limit
 from optc.runtime.request import Request, Ticket
-from optc.runtime.stepper import Rows, check_tokens, last_logits, padded, places
+from optc.runtime.row import Finish
+from optc.runtime.stepper import Rows, check_tokens, last_logits, padded
 
 __all__ = ["Batcher"]
 
@@ -42,8 +44,9 @@ class Batcher:
         session: A graph with the cache interface.
         slots: Largest number of requests that run at once.
         max_tokens: Tokens that a request may have, prompt and new ones together; what the engine's
-            caches hold when None.
+            caches hold, or `limit` says, when None.
         chunk: Prompt tokens per prefill run.
+        limit: Most tokens of a request, where the engine itself has no smaller limit.
         clock: Seconds, for the statistics.
 
     Raises:
@@ -58,23 +61,21 @@ class Batcher:
         slots: int,
         max_tokens: int | None = None,
         chunk: int = 128,
+        limit: Limit | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
         if min(slots, chunk) < 1:
             raise UsageError("a batcher has at least one slot, and chunks of at least one token")
         names = _check(session)
-        most = places(session)
-        room = most if max_tokens is None else max_tokens
-        if room is None or room < 1:
-            raise UsageError("this engine's caches grow", remedy="say max_tokens")
-        if most is not None and room > most:
-            raise UnsupportedError(f"the engine takes rows of {most} tokens, not of {room}")
+        most = smallest_limit(session, limit)
+        self._limit = _row_limit(most, max_tokens)
+        room = self._limit.tokens
         self._session = session
         self._cache = make_cache(session, slots, room)
         self._says_new = NEW_LENGTHS in names
         # Logits of the last column are those of the longest row only.
         self._one_by_one = not self._says_new and _columns(session) == 1
-        self._slots, self._room, self._chunk = slots, room, chunk
+        self._slots, self._chunk = slots, chunk
         self._clock = clock
         self._waiting: deque[Ticket] = deque()
         self._entering: Ticket | None = None
@@ -110,12 +111,7 @@ class Batcher:
             UnsupportedError: It needs more tokens than a row has room for.
             UsageError: A token that the model has not.
         """
-        needed = len(request.prompt) + request.max_new_tokens - 1
-        if needed > self._room:
-            raise UnsupportedError(
-                f"prompt and new tokens need {needed} places, a row has {self._room}",
-                remedy="give a shorter prompt or fewer new tokens",
-            )
+        check_length(self._limit, [request.prompt], request.max_new_tokens)
         check_tokens(self._session, request.prompt)
         ticket = Ticket(request, self._clock())
         self._waiting.append(ticket)
@@ -229,6 +225,20 @@ class Batcher:
         return self._cache.step(feeds, (LOGITS,), row=row)[LOGITS]
 
 
+def _row_limit(most: Limit | None, asked: int | None) -> Limit:
+    """What a row has room for: what was asked for, as long as the engine and the model allow it."""
+    if most is None and asked is None:
+        raise UsageError("this engine's caches grow", remedy="say max_tokens")
+    if asked is not None and asked < 1:
+        raise UsageError("a request has at least one token", where="max_tokens")
+    if most is not None and asked is not None and asked > most.tokens:
+        raise UnsupportedError(f"{most}, not rows of {asked}")
+    if asked is None:
+        assert most is not None
+        return most
+    return Limit(asked, "a row has", Finish.CACHE)
+
+
 def _raise_first(tickets: list[Ticket]) -> None:
     """Pass on what a request's own callback raised, now that the batch is in order."""
     for ticket in tickets:
@@ -247,6 +257,9 @@ def _check(session: Session) -> set[str]:
     """Names of the inputs of a session that can be batched."""
     names = {port.name for port in session.inputs}
     caches = cache_ports(session.inputs)
+    if any(cache.is_cross for cache in caches):
+        problem = "the engine is an encoder-decoder, and a batcher takes decoders only"
+        raise UnsupportedError(problem, remedy="use generate, which takes batches of them")
     if not caches or not {TOKENS, LENGTHS} <= names:
         raise UnsupportedError("the engine has no cache to batch over", remedy="build with kv")
     unknown = sorted(names - {TOKENS, LENGTHS, NEW_LENGTHS} - {cache.past for cache in caches})

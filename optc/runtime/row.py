@@ -18,6 +18,8 @@ class Finish:
     EOS = "eos"
     STOP = "stop"
     LENGTH = "length"
+    CACHE = "cache full"
+    CONTEXT = "context full"
 
 
 class Row:
@@ -29,6 +31,7 @@ class Row:
         eos: Token ids that end the row.
         limit: Largest number of new tokens.
         on_token: Called with each new token; True ends the row.
+        end: Why it ends where `limit` ends it.
 
     Attributes:
         tokens: New tokens so far, an end-of-sequence token included.
@@ -42,9 +45,10 @@ class Row:
         eos: Collection[int],
         limit: int,
         on_token: Callable[[int], bool],
+        end: str = Finish.LENGTH,
     ):
         self.tokens: list[int] = []
-        self.finish = Finish.LENGTH
+        self.finish = end
         self._sampling = sampling
         self._rng = rng
         self._eos = frozenset(eos)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from optc.core.errors import UsageError
 from optc.core.session import Session
 from optc.runtime.generate import Stats, generate
+from optc.runtime.limits import Limit
 from optc.runtime.row import Finish
 from optc.runtime.sampling import GREEDY, Sampling
 from optc.runtime.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ class Completion:
     Attributes:
         texts: New text of each row, up to a stop string.
         tokens: New tokens of each row.
-        finish: Why each row ended: `eos`, `stop` or `length`.
+        finish: Why each row ended; see `Finish`.
         stats: What it cost.
     """
 
@@ -83,6 +84,8 @@ def complete(
     sampling: Sampling = GREEDY,
     stop: Sequence[str] = (),
     on_text: OnText = _ignore,
+    limit: Limit | None = None,
+    shorten: bool = False,
 ) -> Completion:
     """Continue each prompt, with text while it runs.
 
@@ -94,6 +97,8 @@ def complete(
         sampling: How tokens are chosen.
         stop: Strings that end a row; they are not part of the text.
         on_text: Called with (row, text) as text becomes certain.
+        limit: Most tokens of a row; see `generate`.
+        shorten: Whether rows may end where there is no more room; see `generate`.
 
     Raises:
         UsageError: An empty stop string; see also `generate`.
@@ -109,6 +114,8 @@ def complete(
         sampling=sampling,
         eos=tokenizer.eos_ids,
         on_token=lambda row, token: rows[row].push(token),
+        limit=limit,
+        shorten=shorten,
     )
     for row in rows:
         row.finish()

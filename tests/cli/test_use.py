@@ -146,12 +146,15 @@ def test_run_stops_at_a_string(bundle: Path, optc: Optc) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        (["--prompt", "x" * 41], 3, "the engine's cache holds 40"),
+        (["--prompt", "x" * 41], 3, "the prompt has 41 tokens, the engine's cache holds 40; give"),
+        (["--prompt", "xyz", "--max-tokens", "39"], 3, "ask for at most 38 new tokens"),
+        (["--prompt", "x", "--top-p", "0.5"], 2, "temperature 0 takes the likeliest"),
+        (["--prompt", "x", "--top-k", "5"], 2, "temperature 0 takes the likeliest"),
         (["--prompt", "x", "--chat"], 3, "no chat template"),
         (["--prompt", ""], 2, "a prompt has no tokens"),
         (["--prompt", "x", "--temperature", "-1"], 2, "temperature"),
         (["--prompt", "x", "--top-p", "2"], 2, "top-p"),
-        (["--prompt", "x", "--max-tokens", "0"], 2, "at least one new token"),
+        (["--prompt", "x", "--max-tokens", "0"], 2, "'--max-tokens': 0 is not in the range x>=1"),
         (["--prompt", "x", "--stop", ""], 2, "a stop string is empty"),
         (["--prompt", "x", "--stream", "--json"], 2, "--stream shows one prompt as text"),
     ],
@@ -164,6 +167,33 @@ def test_run_refuses_in_one_sentence(
     assert sentence in outcome.err
     assert len(outcome.err.splitlines()) == 1
     assert outcome.out == ""
+
+
+def test_a_text_that_fills_the_cache_says_so_and_the_others_go_on(bundle: Path, optc: Optc) -> None:
+    words = ["run", bundle, "--prompt", "x" * 35, "--prompt", "hello", "--json"]
+    outcome = optc(*words)
+    long, short = outcome.json["completions"]
+    assert (len(long["tokens"]), long["finish"]) == (6, "cache full")
+    assert (len(short["tokens"]), short["finish"]) == (36, "cache full")
+    assert outcome.err.splitlines()[:2] == [
+        "prompt 1: cache full after 6 new tokens",
+        "prompt 2: cache full after 36 new tokens",
+    ]
+
+
+def test_a_growing_cache_ends_where_the_configuration_says(here: Path, optc: Optc) -> None:
+    (here / "tiny" / "config.json").write_text('{"max_position_embeddings": 20}')
+    assert optc("build", "tiny/model.onnx", "--passes", "flash,kv").code == 0
+    outcome = optc("run", "tiny.optc", "--prompt", "hello", "--max-tokens", "100000")
+    assert outcome.code == 3
+    assert "need 100004 places, config.json's max_position_embeddings = 20; ask" in outcome.err
+    outcome = optc("run", "tiny.optc", "--prompt", "hello")
+    assert outcome.code == 0
+    assert outcome.err.splitlines()[0] == "context full after 16 new tokens"
+    outcome = optc("bench", "tiny.optc", "--prompt-lengths", "10,20")
+    assert outcome.code == 3
+    problem = "tiny.optc: 35 tokens do not fit: config.json's max_position_embeddings = 20; give"
+    assert f"{problem} smaller numbers to --prompt-lengths or --new-tokens" in outcome.err
 
 
 def test_a_bundle_without_tokenizer_says_what_to_do(

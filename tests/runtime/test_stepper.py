@@ -8,8 +8,9 @@ import pytest
 from optc.core.context import Array, Feeds
 from optc.core.errors import UnsupportedError, UsageError
 from optc.core.session import Port
+from optc.runtime.batching import Batcher
 from optc.runtime.generate import generate
-from optc.runtime.stepper import places
+from optc.runtime.limits import places
 
 LOGITS = (Port("logits", "float32", ("B", "S", 4)),)
 
@@ -126,3 +127,15 @@ def test_what_an_encoder_takes_is_fed_unchanged_and_its_rows_leave_with_their_ro
 
 def end_first(row: int, token: int) -> bool:
     return row == 0
+
+
+def test_a_batcher_takes_no_encoder_decoder_and_says_so() -> None:
+    own, given = (
+        Port(f"past_key_values.0.{side}.key", "float32", ("B", 2, side, 4))
+        for side in ("decoder", "encoder")
+    )
+    lengths = Port("cache_lengths", "int64", ("B",))
+    heard = Port("input_features", "float32", ("B", 80, 3000))
+    tokens = Port("decoder_input_ids", "int64", ("B", "S"))
+    with pytest.raises(UnsupportedError, match="is an encoder-decoder, and a batcher takes decod"):
+        Batcher(Recorder(heard, tokens, lengths, own, given), slots=1, max_tokens=8)
