@@ -38,6 +38,7 @@ from optc.parity.cached import (
 )
 from optc.parity.feeds import capacity, sample_feeds, token_feeds, token_feeds_refusal
 from optc.parity.last import at_ends, at_last, is_partial
+from optc.parity.left_out import UNJUDGED, left_out, none_fits
 from optc.parity.metrics import Accumulator, Metrics
 
 __all__ = ["Tap", "compare"]
@@ -159,20 +160,20 @@ class _Comparison:
             raise SampleError(f"the graph has a cache, a sample has no '{self.tokens}'")
         if self.room is None:
             return samples
-        kept = []
-        for index, sample in samples:
-            tokens = sample.inputs[self.tokens].shape[1]
-            if tokens <= self.room:
-                kept.append((index, sample))
-            else:
-                self._note("sample", index, tokens)
-        if samples and not kept:
-            raise SampleError(f"no sample fits in the cache of {self.room} tokens")
-        return kept
+        lengths = [sample.inputs[self.tokens].shape[1] for _, sample in samples]
+        if samples and min(lengths) > self.room:
+            raise none_fits(lengths, self.room)
+        return [samples[i] for i in self._fitting("samples", lengths)]
 
-    def _note(self, what: str, index: int, tokens: int) -> None:
-        why = f"its {tokens} tokens do not fit in the cache of {self.room}"
-        self.notes.append(f"{what} {index} was left out: {why}")
+    def _fitting(self, what: str, lengths: Sequence[int]) -> list[int]:
+        """Indices of what fits in the cache; says so of the rest."""
+        if self.room is None:
+            return list(range(len(lengths)))
+        room = self.room
+        long = [length for length in lengths if length > room]
+        if long:
+            self.notes.append(left_out(what, len(lengths), long, room))
+        return [index for index, length in enumerate(lengths) if length <= room]
 
     def greedy(self, metrics: Metrics, forced: Sequence[Array]) -> Metrics:
         """Judge the continuations; returns `metrics` with the counts."""
@@ -181,7 +182,7 @@ class _Comparison:
         rows = [forced[i] for i in kept]
         refusal = self._greedy_refusal(prompts, rows)
         if refusal:
-            self.notes.append(f"greedy continuations were not judged: {refusal}")
+            self.notes.append(f"{UNJUDGED}{refusal}")
             return metrics
         found = self._ragged(prompts, rows) if self.cached else self._one_by_one(prompts, rows)
         predicted = [np.zeros(0, np.int64) for _ in self.reference.prompts]
@@ -194,18 +195,15 @@ class _Comparison:
         return dataclasses.replace(metrics, greedy_equal=equal, greedy_total=total)
 
     def _fitting_prompts(self, forced: Sequence[Array]) -> list[int]:
-        kept = []
-        for index, (prompt, row) in enumerate(zip(self.reference.prompts, forced, strict=True)):
-            tokens = len(prompt) + len(row) - 1  # the last one is predicted, not fed
-            if self.room is None or tokens <= self.room:
-                kept.append(index)
-            else:
-                self._note("prompt", index, tokens)
+        pairs = zip(self.reference.prompts, forced, strict=True)
+        lengths = [len(prompt) + len(row) - 1 for prompt, row in pairs]  # the last one is not fed
+        kept = self._fitting("prompts", lengths)
         return [index for index in kept if len(self.reference.continuations[index])]
 
     def _greedy_refusal(self, prompts: Sequence[Array], forced: Sequence[Array]) -> str | None:
         if not prompts:
-            return "no prompt is left"
+            where = "" if self.room is None else f" fits in the cache of {self.room} tokens"
+            return f"no prompt{where or ' has a continuation'}"
         if not any(port.name == LOGITS for port in self.session.outputs):
             return f"the graph has no output '{LOGITS}'"
         fed = [np.concatenate([a, b[:-1]]) for a, b in zip(prompts, forced, strict=True)]

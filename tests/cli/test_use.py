@@ -13,7 +13,9 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
+from optc.api import registries
 from optc.cli.main import cli
+from optc.core.pipeline import Pipeline
 from optc.ir.load import load_canonical
 from optc.runtime.tokenizer import load_tokenizer
 from optc.targets.evaluate import open_model
@@ -287,6 +289,19 @@ def test_passes_are_described_from_their_classes(optc: Optc) -> None:
     text = optc("passes", "kv").out
     assert option["help"] in text
     assert "promise: exact; runs after: prune, flash" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "example"),
+    [("kv", "kv:layout=concat"), ("quant", "quant:scheme=w8"), ("flash", "flash:partial=true")],
+)
+def test_the_example_of_a_pass_is_valid_and_changes_something(
+    name: str, example: str, optc: Optc
+) -> None:
+    assert optc("passes", name).out.splitlines()[-1] == f"for example: --passes {example}"
+    assert Pipeline.parse(example, registries.passes()).passes != (
+        registries.passes().load(name)(),
+    )
 
 
 def test_an_installed_extension_is_listed_with_its_owner(
