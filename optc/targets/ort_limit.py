@@ -91,16 +91,17 @@ def _follows_lengths(value: ir.Value) -> bool:
 def _feeds(model: ir.Model, length: int) -> dict[str, Array]:
     """One token of one row that has `length` tokens in its cache; nothing else matters.
 
-    A past that grows has as many: zeros, which take up no memory as long as nobody writes them.
+    A past that grows has as many: zeros, one array for all of them, and no memory is taken up by
+    zeros that nobody writes.
     """
     inputs = ports(model.graph.inputs)
-    feeds = {
-        port.name: np.zeros([d if isinstance(d, int) else 1 for d in port.shape], port.dtype)
-        for port in inputs
-    }
-    for cache in cache_ports(inputs):
-        if cache.capacity is None and not cache.is_cross:
-            shape = (1, cache.heads, length, cache.dim)
-            feeds[cache.past] = np.zeros(shape, np.dtype(cache.dtype))
-    feeds[LENGTHS][...] = length
-    return feeds
+    growing = {c.past for c in cache_ports(inputs) if c.capacity is None and not c.is_cross}
+    zeros: dict[object, Array] = {}
+    feeds = {}
+    for port in inputs:
+        shape = [dim if isinstance(dim, int) else 1 for dim in port.shape]
+        if port.name in growing:
+            shape[2] = length
+        same = zeros.setdefault((*shape, port.dtype), np.zeros(shape, port.dtype))
+        feeds[port.name] = same
+    return feeds | {LENGTHS: np.full_like(feeds[LENGTHS], length)}
