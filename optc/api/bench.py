@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from optc.api.outputs import folder_bytes
 from optc.api.sessions import OpenBundle, open_bundle
-from optc.core.context import Array, Progress, no_progress
+from optc.api.workload import Workload
+from optc.core.context import Progress, no_progress
 from optc.core.errors import UnsupportedError, UsageError
-from optc.ir.interface import LENGTHS, TOKENS, complete_feeds
-from optc.ir.reference import Reference, load_reference
+from optc.ir.interface import complete_feeds
+from optc.runtime.encoder import has_encoder
 from optc.runtime.generate import generate
 from optc.runtime.limits import smallest_limit
 
@@ -35,7 +34,8 @@ class Case:
 
     Attributes:
         batch: Number of prompts; 0 for a bundle that does not generate.
-        prompt_tokens: Length of each.
+        prompt_tokens: Length of each, the encoder's input where there is one; 0 where that is no
+            text.
     """
 
     batch: int = 0
@@ -49,7 +49,8 @@ class Timing:
     Attributes:
         bundle: The bundle.
         case: The workload.
-        seconds: Time to the first token of all rows, or of one pass over the reference samples.
+        seconds: Time to the first token of all rows, an encoder included, or of one pass over the
+            reference samples.
         tokens_per_second: New tokens per second after the first of each row; None for bundles that
             do not generate.
         seconds_ratio: The first bundle's `seconds` over this one's: above 1 is faster.
@@ -129,9 +130,7 @@ def bench(
         raise UsageError("lengths, batches and repeats start at 1, new tokens at 2")
     with contextlib.ExitStack() as stack:
         runners = [_Runner(stack.enter_context(open_bundle(path)), new_tokens) for path in paths]
-        cases = [Case(b, n) for b in batches for n in prompt_lengths]
-        if not all(runner.generates for runner in runners):
-            cases = [Case()]
+        cases = _cases([runner.workload for runner in runners], batches, prompt_lengths)
         for path, runner in zip(paths, runners, strict=True):
             runner.check(cases, str(path))
         found = _in_turns(runners, cases, repeats, progress)
@@ -146,15 +145,7 @@ class _Runner:
         self._session = opened.session
         self._limit = smallest_limit(opened.session, opened.limit)
         self._new_tokens = new_tokens
-        path = opened.bundle.reference
-        if path is None:
-            raise UnsupportedError(
-                "it carries no reference samples to run", where=str(opened.bundle.folder)
-            )
-        self._reference = load_reference(path)
-        self._text = _tokens(self._reference)
-        names = {port.name for port in self._session.inputs}
-        self.generates = LENGTHS in names or bool(self._reference.prompts)
+        self.workload = Workload(opened)
 
     def check(self, cases: Sequence[Case], where: str) -> None:
         """See that there is room for all cases, before any is timed.
@@ -164,7 +155,9 @@ class _Runner:
         """
         if self._limit is None or not all(case.batch for case in cases):
             return
-        longest = max(case.prompt_tokens for case in cases) + self._new_tokens - 1
+        # What an encoder reads is not in the decoder's cache.
+        prompt = 1 if has_encoder(self._session) else max(case.prompt_tokens for case in cases)
+        longest = prompt + self._new_tokens - 1
         if longest > self._limit.tokens:
             problem = f"{longest} tokens do not fit: {self._limit}"
             remedy = "give smaller numbers to --prompt-lengths or --new-tokens"
@@ -174,23 +167,29 @@ class _Runner:
         """Run one case once."""
         if not case.batch:
             return self._time_samples(), None
-        rows = [
-            np.resize(np.roll(self._text, -row * 7), case.prompt_tokens).tolist()
-            for row in range(case.batch)
-        ]
-        stats = generate(self._session, rows, max_new_tokens=self._new_tokens).stats
-        return stats.ttft_seconds, stats.decode_tokens_per_second
+        rows, inputs = self.workload.make(case.batch, case.prompt_tokens)
+        found = generate(self._session, rows, max_new_tokens=self._new_tokens, inputs=inputs)
+        return found.stats.ttft_seconds, found.stats.decode_tokens_per_second
 
     def _time_samples(self) -> float:
         started = time.perf_counter()
-        for sample in self._reference.samples:
+        for sample in self.workload.reference.samples:
             self._session.run(complete_feeds(self._session.inputs, sample.inputs))
         return time.perf_counter() - started
 
 
-def _tokens(reference: Reference) -> Array:
-    rows = [s.inputs[TOKENS].reshape(-1) for s in reference.samples if TOKENS in s.inputs]
-    return np.concatenate([*rows, *reference.prompts]) if rows else np.zeros(1, np.int64)
+def _cases(
+    workloads: Sequence[Workload], batches: Sequence[int], prompt_lengths: Sequence[int]
+) -> list[Case]:
+    """What all bundles can be timed on."""
+    if not all(workload.generates for workload in workloads):
+        return [Case()]
+    kinds = {workload.has_length for workload in workloads}
+    if len(kinds) > 1:
+        problem = "bundles whose encoders read text cannot be timed beside others"
+        raise UsageError(problem, remedy="time them by themselves")
+    lengths = prompt_lengths if kinds == {True} else [0]
+    return [Case(b, n) for b in batches for n in lengths]
 
 
 def _in_turns(

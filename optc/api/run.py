@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from optc.api.prompts import begin
 from optc.api.sessions import open_bundle
-from optc.core.context import Progress, no_progress
+from optc.core.context import Feeds, Progress, no_progress
 from optc.core.errors import UsageError
 from optc.runtime.sampling import GREEDY, Sampling
 from optc.runtime.text import Completion, complete
@@ -24,12 +25,12 @@ class RunResult:
 
     Attributes:
         bundle: The bundle's folder.
-        prompts: The prompts.
+        prompts: The prompts; None for a row whose encoder was given arrays.
         completion: New text and tokens of each prompt, why each ended, and what it cost.
     """
 
     bundle: Path
-    prompts: tuple[str, ...]
+    prompts: tuple[str | None, ...]
     completion: Completion
 
     def as_json(self) -> dict[str, Any]:
@@ -53,8 +54,10 @@ def _ignore(row: int, text: str) -> None:
 
 def run(
     bundle: str | Path,
-    prompts: Sequence[str],
+    prompts: Sequence[str] = (),
     *,
+    inputs: Feeds | None = None,
+    decoder_start: Sequence[int] | None = None,
     max_tokens: int | None = None,
     chat: bool = False,
     sampling: Sampling = GREEDY,
@@ -66,7 +69,10 @@ def run(
 
     Args:
         bundle: The bundle's folder.
-        prompts: Texts; they may differ in length.
+        prompts: Texts; they may differ in length. A decoder continues them, an encoder reads them.
+        inputs: What an encoder takes, by name, in place of texts; the first axis is the row.
+        decoder_start: Token ids that a decoder beside an encoder starts with; those of the model's
+            configuration by default.
         max_tokens: Largest number of new tokens for each; by default 128, and a text for which
             there is no room for that many ends where the room does.
         chat: Whether each prompt is what a user says to the model's chat template.
@@ -78,28 +84,25 @@ def run(
     Raises:
         BundleError: The bundle is damaged or unsafe.
         UnsupportedError: No tokenizer, no chat template, or too long for the engine's cache or for
-            the model.
+            the model; see also `optc.api.prompts.begin`.
         UsageError: Nothing to do.
     """
     if max_tokens is not None and max_tokens < 1:
         raise UsageError("at least one new token must be asked for", where="max_tokens")
     with open_bundle(bundle, progress=progress) as opened:
-        tokenizer = opened.tokenizer
-        rows = [
-            tokenizer.encode_chat([{"role": "user", "content": text}])
-            if chat
-            else tokenizer.encode(text)
-            for text in prompts
-        ]
-        found = complete(
-            opened.session,
-            tokenizer,
-            rows,
-            max_new_tokens=_USUAL if max_tokens is None else max_tokens,
-            sampling=sampling,
-            stop=stop,
-            on_text=on_text,
-            limit=opened.limit,
-            shorten=max_tokens is None,
-        )
-    return RunResult(Path(bundle), tuple(prompts), found)
+        start = begin(opened, prompts, inputs=inputs, chat=chat, decoder_start=decoder_start)
+        with start.explained():
+            found = complete(
+                opened.session,
+                opened.tokenizer,
+                start.rows,
+                max_new_tokens=_USUAL if max_tokens is None else max_tokens,
+                sampling=sampling,
+                stop=stop,
+                on_text=on_text,
+                inputs=start.inputs,
+                limit=opened.limit,
+                shorten=max_tokens is None,
+            )
+    stats = dataclasses.replace(found.stats, prompt_tokens=start.prompt_tokens)
+    return RunResult(Path(bundle), start.prompts, dataclasses.replace(found, stats=stats))

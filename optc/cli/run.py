@@ -12,13 +12,22 @@ from optc.cli.console import harmless, print_json, reporting, size
 
 if TYPE_CHECKING:
     from optc.api.run import RunResult
+    from optc.core.context import Feeds
 
 
 @click.command()
 @click.argument("bundle")
 @click.option(
-    "--prompt", "prompts", metavar="TEXT", multiple=True, required=True,
-    help="Text to continue; give it several times for a batch.",
+    "--prompt", "prompts", metavar="TEXT", multiple=True,
+    help="Text to continue, or for an encoder to read; give it several times for a batch.",
+)  # fmt: skip
+@click.option(
+    "--inputs", "arrays", metavar="FILE.npz",
+    help="What an encoder takes, by name, in place of a prompt.",
+)  # fmt: skip
+@click.option(
+    "--decoder-start-token", "decoder_start", metavar="ID,ID", callback=options.numbers,
+    help="What a decoder beside an encoder starts with.  [default: as config.json says]",
 )  # fmt: skip
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), metavar="N",
@@ -38,6 +47,8 @@ if TYPE_CHECKING:
 def run(
     bundle: str,
     prompts: tuple[str, ...],
+    arrays: str | None,
+    decoder_start: tuple[int, ...] | None,
     max_tokens: int | None,
     stream: bool | None,
     chat: bool,
@@ -49,12 +60,16 @@ def run(
     as_json: bool,
 ) -> None:
     """Generate text with a bundle."""
-    if stream and (as_json or len(prompts) > 1):
-        raise click.UsageError("--stream shows one prompt as text")
-    if stream is None:
-        stream = sys.stdout.isatty() and len(prompts) == 1 and not as_json
+    from optc.api.prompts import load_arrays
     from optc.api.run import run as generate
     from optc.runtime.sampling import Sampling
+
+    inputs = None if arrays is None else load_arrays(arrays)
+    alone = not as_json and _rows(prompts, inputs) <= 1
+    if stream and not alone:
+        raise click.UsageError("--stream shows one prompt as text")
+    if stream is None:
+        stream = sys.stdout.isatty() and alone
 
     def show(row: int, text: str) -> None:
         if stream:
@@ -65,6 +80,8 @@ def run(
         result = generate(
             bundle,
             prompts,
+            inputs=inputs,
+            decoder_start=decoder_start,
             max_tokens=max_tokens,
             chat=chat,
             sampling=sampling,
@@ -79,6 +96,12 @@ def run(
     else:
         _print_texts(result)
     _print_stats(result)
+
+
+def _rows(prompts: tuple[str, ...], inputs: Feeds | None) -> int:
+    """Texts that there will be."""
+    counts = [len(array) for array in (inputs or {}).values() if array.ndim]
+    return max([len(prompts), *counts])
 
 
 def _print_short(result: RunResult) -> None:
@@ -102,7 +125,7 @@ def _print_texts(result: RunResult) -> None:
     texts = result.completion.texts
     for number, (prompt, text) in enumerate(zip(result.prompts, texts, strict=True), start=1):
         if len(texts) > 1:
-            click.echo(f"--- {number}: {' '.join(prompt.split())}")
+            click.echo(f"--- {number}: {' '.join((prompt or '').split())}".rstrip(": "))
         click.echo(_shown(text))
 
 

@@ -29,6 +29,7 @@ from optc.core.errors import UnsupportedError, UsageError
 from optc.core.session import Session
 from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, TOKENS, cache_ports
 from optc.runtime.cache import make_cache
+from optc.runtime.encoder import has_encoder
 from optc.runtime.limits import Limit, check_length, smallest_limit
 from optc.runtime.request import Request, Ticket
 from optc.runtime.row import Finish
@@ -255,11 +256,11 @@ def _columns(session: Session) -> int | str | None:
 
 def _check(session: Session) -> set[str]:
     """Names of the inputs of a session that can be batched."""
+    if has_encoder(session):
+        problem = "batching is for decoders, and this engine has an encoder"
+        raise UnsupportedError(problem, remedy="use generate, which takes batches with inputs")
     names = {port.name for port in session.inputs}
     caches = cache_ports(session.inputs)
-    if any(cache.is_cross for cache in caches):
-        problem = "the engine is an encoder-decoder, and a batcher takes decoders only"
-        raise UnsupportedError(problem, remedy="use generate, which takes batches of them")
     if not caches or not {TOKENS, LENGTHS} <= names:
         raise UnsupportedError("the engine has no cache to batch over", remedy="build with kv")
     unknown = sorted(names - {TOKENS, LENGTHS, NEW_LENGTHS} - {cache.past for cache in caches})

@@ -13,7 +13,7 @@ from optc.ir.interface import cache_ports, token_name
 from optc.runtime.row import Finish
 from optc.runtime.tokenizer import read_json
 
-__all__ = ["Limit", "check_length", "configured_limit", "places", "smallest_limit"]
+__all__ = ["Limit", "check_length", "configured_limit", "smallest_limit"]
 
 # What configurations of transformers call it; the first that is there counts.
 _DECODERS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -84,12 +84,6 @@ def smallest_limit(session: Session, more: Limit | None = None) -> Limit | None:
     """
     found = [*_limits(session), *([] if more is None else [more])]
     return min(found, key=lambda limit: limit.tokens, default=None)
-
-
-def places(session: Session) -> int | None:
-    """Tokens of a row that an engine can take; None where there is no limit."""
-    limit = smallest_limit(session)
-    return None if limit is None else limit.tokens
 
 
 def _limits(session: Session) -> Iterator[Limit]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from optc.core.context import Feeds
 from optc.core.errors import UsageError
 from optc.core.session import Session
 from optc.runtime.generate import Stats, generate
@@ -86,6 +87,7 @@ def complete(
     on_text: OnText = _ignore,
     limit: Limit | None = None,
     shorten: bool = False,
+    inputs: Feeds | None = None,
 ) -> Completion:
     """Continue each prompt, with text while it runs.
 
@@ -99,6 +101,7 @@ def complete(
         on_text: Called with (row, text) as text becomes certain.
         limit: Most tokens of a row; see `generate`.
         shorten: Whether rows may end where there is no more room; see `generate`.
+        inputs: What else the graph takes; see `generate`.
 
     Raises:
         UsageError: An empty stop string; see also `generate`.
@@ -116,6 +119,7 @@ def complete(
         on_token=lambda row, token: rows[row].push(token),
         limit=limit,
         shorten=shorten,
+        inputs=inputs,
     )
     for row in rows:
         row.finish()

@@ -1,8 +1,8 @@
 """Text to tokens and back, from the files beside a model; no torch, no transformers, no pickles.
 
 Files read, all as data: `tokenizer.json` (needed), `tokenizer_config.json`,
-`special_tokens_map.json`, `generation_config.json`, `chat_template.jinja`. `config.json` goes with
-them for those who package a bundle.
+`special_tokens_map.json`, `generation_config.json`, `chat_template.jinja`; `config.json` for the
+end-of-text ids of models that have them only there.
 """
 
 from __future__ import annotations
@@ -147,10 +147,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     backend.no_padding()
     config = read_json(folder / "tokenizer_config.json")
     special = _special_tokens(read_json(folder / "special_tokens_map.json") | config)
+    ends = read_json(folder / "config.json") | read_json(folder / "generation_config.json")
     return Tokenizer(
         backend,
         special=special,
-        eos_ids=_eos_ids(backend, special, read_json(folder / "generation_config.json")),
+        eos_ids=_eos_ids(backend, special, ends),
         chat_template=_chat_template(folder / "chat_template.jinja", config),
     )
 

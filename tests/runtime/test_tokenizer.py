@@ -34,6 +34,13 @@ def test_generation_config_adds_end_tokens(tokenizer_folder: Path) -> None:
     assert load_tokenizer(tokenizer_folder).eos_ids == (256, 258)
 
 
+def test_the_configuration_gives_end_tokens_where_nothing_else_does(tokenizer_folder: Path) -> None:
+    edit(tokenizer_folder / "config.json", eos_token_id=258)
+    assert load_tokenizer(tokenizer_folder).eos_ids == (256, 258)
+    edit(tokenizer_folder / "generation_config.json", eos_token_id=257)
+    assert load_tokenizer(tokenizer_folder).eos_ids == (256, 257)
+
+
 def test_limits_stored_in_the_file_are_ignored(tokenizer_folder: Path) -> None:
     cut = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
     edit(tokenizer_folder / "tokenizer.json", truncation=cut)
