@@ -24,6 +24,8 @@ import onnx_ir.passes.common as common
 from optc.core.base import Pass, PassResult, Promise, Refusal, option
 from optc.core.context import Context, Feeds
 from optc.core.errors import PassContractError, SampleError, UnsupportedError
+from optc.ir.interface import ports
+from optc.rewrite.calibration import cut_to_cache
 from optc.rewrite.encode_once import encoder_in_line
 from optc.rewrite.last_tokens import every_token
 from optc.rewrite.quant_apply import Plan, apply_plan
@@ -95,6 +97,8 @@ class Quant(Pass):
 
     def _quantise(self, model: ir.Model, ctx: Context) -> PassResult:
         common.LiftConstantsToInitializersPass()(model)
+        samples, cut = cut_to_cache(ctx.calibration, ports(model.graph.inputs))
+        ctx = dataclasses.replace(ctx, calibration=samples)
         found = find_sites(model, ctx.wants)
         errors, unfit = _rounding_errors(found.sites)
         refusals = [*found.refusals, *unfit]
@@ -109,7 +113,7 @@ class Quant(Pass):
         refusals += [Refusal(site.name, reason) for site in kept]
         done = tuple(site.name for site in sites if site not in kept)
         details = {"scheme": self.scheme, "max_drift": self.max_drift, **choice.details(sites)}
-        notes = choice.notes(sites) if done else ()
+        notes = (*cut, *choice.notes(sites)) if done else ()
         apply_plan(model, sites, choice.plan)
         return PassResult(done, tuple(refusals), notes, details)
 

@@ -19,9 +19,11 @@ from optc.api.outputs import folder_bytes
 from optc.api.sessions import OpenBundle, open_bundle
 from optc.api.workload import Workload
 from optc.core.context import Progress, no_progress
-from optc.core.errors import UsageError
+from optc.core.errors import UnsupportedError, UsageError
 from optc.ir.interface import complete_feeds
+from optc.runtime.encoder import has_encoder
 from optc.runtime.generate import generate
+from optc.runtime.limits import smallest_limit
 
 __all__ = ["BenchResult", "Case", "Timing", "bench"]
 
@@ -129,6 +131,8 @@ def bench(
     with contextlib.ExitStack() as stack:
         runners = [_Runner(stack.enter_context(open_bundle(path)), new_tokens) for path in paths]
         cases = _cases([runner.workload for runner in runners], batches, prompt_lengths)
+        for path, runner in zip(paths, runners, strict=True):
+            runner.check(cases, str(path))
         found = _in_turns(runners, cases, repeats, progress)
     sizes = {path: folder_bytes(path) for path in paths}
     return BenchResult(tuple(_timings(paths, cases, found)), sizes, new_tokens, repeats)
@@ -139,8 +143,25 @@ class _Runner:
 
     def __init__(self, opened: OpenBundle, new_tokens: int):
         self._session = opened.session
+        self._limit = smallest_limit(opened.session, opened.limit)
         self._new_tokens = new_tokens
         self.workload = Workload(opened)
+
+    def check(self, cases: Sequence[Case], where: str) -> None:
+        """See that there is room for all cases, before any is timed.
+
+        Raises:
+            UnsupportedError: There is not; the message names the bundle.
+        """
+        if self._limit is None or not all(case.batch for case in cases):
+            return
+        # What an encoder reads is not in the decoder's cache.
+        prompt = 1 if has_encoder(self._session) else max(case.prompt_tokens for case in cases)
+        longest = prompt + self._new_tokens - 1
+        if longest > self._limit.tokens:
+            problem = f"{longest} tokens do not fit: {self._limit}"
+            remedy = "give smaller numbers to --prompt-lengths or --new-tokens"
+            raise UnsupportedError(problem, where=where, remedy=remedy)
 
     def time(self, case: Case) -> _Sample:
         """Run one case once."""

@@ -128,13 +128,12 @@ class Packer:
         self.level = "run"
 
     def _copy_tokenizer(self, folder: Path) -> None:
-        found = [self.model.parent / name for name in FILES]
-        if not found[0].is_file():
-            return
-        (folder / TOKENIZER).mkdir()
+        paths = [self.model.parent / name for name in FILES]
+        found = [path for path in paths if path.is_file()]
+        if found:
+            (folder / TOKENIZER).mkdir()
         for path in found:
-            if path.is_file():
-                shutil.copyfile(path, folder / TOKENIZER / path.name)
+            shutil.copyfile(path, folder / TOKENIZER / path.name)
 
     def _parity(self) -> dict[str, Any]:
         return {

@@ -24,17 +24,17 @@ from optc.ir.interface import (
     past_name,
     ports,
 )
+from optc.runtime.limits import Limit, configured_limit
+from optc.runtime.row import Finish
 from optc.runtime.tokenizer import Tokenizer, load_tokenizer, read_json
+from optc.targets.ort_cache import MOST_TOKENS
 
-__all__ = ["Facts", "read_facts", "why_not", "write_json"]
+__all__ = ["Facts", "context_of", "read_facts", "why_not", "write_json"]
 
+_TOKENIZER = "tokenizer.json"
 _DECODER_TOKENS = "decoder_input_ids"
 _KNOWN = frozenset({TOKENS, LENGTHS, NEW_LENGTHS})
 _FLOATS = frozenset({"float32", "float16", "bfloat16"})
-# Configurations of transformers name the longest sequence in these ways.
-_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-# Tokenizers say it too, or a number like 1e30 where they do not know.
-_LONGEST = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Facts:
         eos: Ids that end a text.
         pad: Id that fills rows; with no token for that, the first of `eos`, else 0.
         config: The source's `config.json`, or nothing.
-        tokenizer: Folder with tokenizer files, if the bundle carries them.
+        folder: What came with the model, the tokenizer's files above all; None if nothing did.
     """
 
     layers: int
@@ -65,17 +65,17 @@ class Facts:
     eos: tuple[int, ...]
     pad: int
     config: Mapping[str, Any]
-    tokenizer: Path | None
+    folder: Path | None
 
     def copy_tokenizer(self, folder: Path, without: Iterable[str] = ()) -> None:
         """Copy the tokenizer's files into `folder`."""
-        for file in sorted(self.tokenizer.iterdir()) if self.tokenizer else ():
+        for file in sorted(self.folder.iterdir()) if self.folder else ():
             if file.name not in without:
                 shutil.copyfile(file, folder / file.name)
 
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file beside the tokenizer; empty if there is none."""
-        return _read_json(self.tokenizer, name)
+        return _read_json(self.folder, name)
 
 
 def read_facts(bundle: Bundle, model: ir.Model, context: int | None, *, where: str) -> Facts:
@@ -99,7 +99,7 @@ def read_facts(bundle: Bundle, model: ir.Model, context: int | None, *, where: s
     folder = bundle.tokenizer
     config = _read_json(folder, "config.json")
     holders = [_read_json(folder, "generation_config.json"), config]
-    tokenizer = load_tokenizer(folder) if folder else None
+    tokenizer = load_tokenizer(folder) if folder and (folder / _TOKENIZER).is_file() else None
     eos = tokenizer.eos_ids if tokenizer else tuple(_ids("eos", holders, None))
     first = caches[0]
     return Facts(
@@ -108,12 +108,12 @@ def read_facts(bundle: Bundle, model: ir.Model, context: int | None, *, where: s
         dim=first.dim,
         capacity=first.capacity,
         vocabulary=_vocabulary(outputs, where),
-        context=_context(context, first.capacity, _longest(config, folder), where),
+        context=context_of(context, _limits(model, first.capacity, folder), where),
         bos=next(iter(_ids("bos", holders, tokenizer)), None),
         eos=eos,
         pad=[*_ids("pad", holders, tokenizer), *eos, 0][0],
         config=config,
-        tokenizer=folder,
+        folder=folder,
     )
 
 
@@ -155,24 +155,34 @@ def _vocabulary(outputs: Sequence[Port], where: str) -> int:
     return size
 
 
-def _context(asked: int | None, capacity: int | None, longest: int | None, where: str) -> int:
-    known = [size for size in (capacity, longest) if size is not None]
-    found = min(known, default=None) if asked is None else asked
-    if found is None:
+def _limits(model: ir.Model, capacity: int | None, folder: Path | None) -> list[Limit]:
+    """All that is known of how long a sequence may be."""
+    found = [] if capacity is None else [Limit(capacity, "the cache holds", Finish.CACHE)]
+    most = model.metadata_props.get(MOST_TOKENS)
+    if most is not None:
+        found.append(Limit(int(most), "the model has positions for", Finish.CONTEXT))
+    configured = configured_limit(folder)
+    return found if configured is None else [*found, configured]
+
+
+def context_of(asked: int | None, limits: Sequence[Limit], where: str) -> int:
+    """How long a sequence may be: what was asked for, else the smallest limit.
+
+    Raises:
+        UsageError: Nothing says it, or a limit is smaller than what was asked for.
+    """
+    least = min(limits, key=lambda limit: limit.tokens, default=None)
+    if asked is None and least is None:
         problem = "it does not say how long a sequence may be"
-        raise UsageError(problem, where=where, remedy="say so with --context")
-    if found < 1 or (capacity is not None and found > capacity):
-        problem = f"a sequence of {found} tokens does not fit"
-        room = f"the cache holds {capacity}" if capacity else "give a positive number"
-        raise UsageError(problem, where="--context", remedy=room)
-    return found
-
-
-def _longest(config: Mapping[str, Any], folder: Path | None) -> int | None:
-    """Most tokens of a sequence, as the source said."""
-    tokenizer = _read_json(folder, "tokenizer_config.json")
-    said = [*(config.get(name) for name in _CONTEXT), tokenizer.get("model_max_length")]
-    return next((n for n in said if isinstance(n, int) and 0 < n < _LONGEST), None)
+        remedy = "say so with --context, or export and build again: config.json then comes along"
+        raise UsageError(problem, where=where, remedy=remedy)
+    if asked is not None and asked < 1:
+        problem = f"a sequence of {asked} tokens is none"
+        raise UsageError(problem, where="--context", remedy="give a positive number")
+    if asked is not None and least is not None and asked > least.tokens:
+        problem = f"a sequence of {asked} tokens does not fit"
+        raise UsageError(problem, where="--context", remedy=str(least))
+    return asked or (least.tokens if least is not None else 0)
 
 
 def _ids(role: str, holders: Sequence[Mapping[str, Any]], tokenizer: Tokenizer | None) -> list[int]:

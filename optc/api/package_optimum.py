@@ -40,10 +40,10 @@ def for_optimum(model: ir.Model, facts: Facts, folder: Path) -> None:
     facts.copy_tokenizer(folder, without=own)
     write_json(folder / "config.json", _config(facts))
     write_json(folder / "generation_config.json", _generation(facts))
-    if facts.tokenizer is not None:
+    if facts.read("tokenizer.json"):
         write_json(folder / "tokenizer_config.json", _tokenizer(facts))
-    if facts.config and facts.tokenizer is not None:
-        shutil.copyfile(facts.tokenizer / "config.json", folder / "source_config.json")
+    if facts.config and facts.folder is not None:
+        shutil.copyfile(facts.folder / "config.json", folder / "source_config.json")
 
 
 def _config(facts: Facts) -> dict[str, Any]:

@@ -65,6 +65,11 @@ class BuildResult:
         """The level of evidence in words."""
         return evidence_text(self.level, self.source)
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What no row, or only the first ones, could be judged on, each a sentence."""
+        return tuple(dict.fromkeys(note for row in self.rows for note in row.metrics.notes))
+
     def as_json(self) -> dict[str, Any]:
         """The document `optc.build/1`; see `docs/json.md`."""
         return {

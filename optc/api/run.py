@@ -10,9 +10,8 @@ from typing import Any
 from optc.api.prompts import begin
 from optc.api.sessions import open_bundle
 from optc.core.context import Feeds, Progress, no_progress
-from optc.core.session import Session
+from optc.core.errors import UsageError
 from optc.runtime.sampling import GREEDY, Sampling
-from optc.runtime.stepper import places
 from optc.runtime.text import Completion, complete
 
 __all__ = ["RunResult", "run"]
@@ -74,8 +73,8 @@ def run(
         inputs: What an encoder takes, by name, in place of texts; the first axis is the row.
         decoder_start: Token ids that a decoder beside an encoder starts with; those of the model's
             configuration by default.
-        max_tokens: Largest number of new tokens for each; 128 by default, or as many as the
-            engine's cache has room for.
+        max_tokens: Largest number of new tokens for each; by default 128, and a text for which
+            there is no room for that many ends where the room does.
         chat: Whether each prompt is what a user says to the model's chat template.
         sampling: How tokens are chosen.
         stop: Strings that end a text; they are not part of it.
@@ -84,28 +83,26 @@ def run(
 
     Raises:
         BundleError: The bundle is damaged or unsafe.
-        UnsupportedError: No tokenizer, no chat template, or too long for the engine's cache; see
-            also `optc.api.prompts.begin`.
+        UnsupportedError: No tokenizer, no chat template, or too long for the engine's cache or for
+            the model; see also `optc.api.prompts.begin`.
         UsageError: Nothing to do.
     """
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError("at least one new token must be asked for", where="max_tokens")
     with open_bundle(bundle, progress=progress) as opened:
         start = begin(opened, prompts, inputs=inputs, chat=chat, decoder_start=decoder_start)
-        rows = start.rows
         with start.explained():
             found = complete(
                 opened.session,
                 opened.tokenizer,
-                rows,
-                max_new_tokens=_limit(opened.session, rows) if max_tokens is None else max_tokens,
+                start.rows,
+                max_new_tokens=_USUAL if max_tokens is None else max_tokens,
                 sampling=sampling,
                 stop=stop,
                 on_text=on_text,
                 inputs=start.inputs,
+                limit=opened.limit,
+                shorten=max_tokens is None,
             )
     stats = dataclasses.replace(found.stats, prompt_tokens=start.prompt_tokens)
     return RunResult(Path(bundle), start.prompts, dataclasses.replace(found, stats=stats))
-
-
-def _limit(session: Session, rows: Sequence[Sequence[int]]) -> int:
-    room, longest = places(session), max((len(row) for row in rows), default=0)
-    return _USUAL if room is None else max(1, min(_USUAL, room - longest + 1))

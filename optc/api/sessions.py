@@ -12,6 +12,7 @@ from optc.bundle.read import Bundle, read_bundle
 from optc.core.context import Progress, no_progress
 from optc.core.errors import UnsupportedError
 from optc.core.session import Session
+from optc.runtime.limits import Limit, configured_limit
 from optc.runtime.tokenizer import Tokenizer, load_tokenizer
 from optc.targets.base import Target
 
@@ -38,13 +39,18 @@ class OpenBundle:
             UnsupportedError: It carries none.
         """
         folder = self.bundle.tokenizer
-        if folder is None:
+        if folder is None or not (folder / "tokenizer.json").is_file():
             raise UnsupportedError(
                 "the bundle carries no tokenizer",
                 where=str(self.bundle.folder),
                 remedy="put the model's tokenizer.json beside its .onnx file and build again",
             )
         return load_tokenizer(folder)
+
+    @property
+    def limit(self) -> Limit | None:
+        """Most tokens of a sequence, as the model's configuration says; None if it does not."""
+        return configured_limit(self.bundle.tokenizer)
 
 
 @contextlib.contextmanager

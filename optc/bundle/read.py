@@ -42,7 +42,7 @@ class Bundle:
 
     @property
     def tokenizer(self) -> Path | None:
-        """The tokenizer's folder, if it carries one."""
+        """The folder of what came with the model: tokenizer, `config.json`; None if nothing did."""
         inside = any(name.startswith(f"{TOKENIZER}/") for name in self.manifest.files)
         return self.folder / TOKENIZER if inside else None
 

@@ -48,6 +48,8 @@ def build(model: str, passes: str, as_json: bool, **settings: Any) -> None:
 
     print_rich(render_table(result.rows, terminal_width()))
     click.echo(f"evidence: {result.evidence}")
+    for sentence in result.left_out:
+        click.echo(f"note: {sentence}")
     for sentence in result.violations:
         click.echo(f"forced although {sentence}")
     signed = ", signed" if result.signed else ""

@@ -53,14 +53,22 @@ def _print_one(info: PassInfo) -> None:
         return
     rows = [(o.name, o.type, _default(o), _allowed(o), o.help) for o in info.options]
     print_table("option", "type", "default", "allowed", "what it does", rows=rows)
-    example = info.options[0]
-    click.echo(f"for example: --passes {info.name}:{example.name}={_default(example)}")
+    name, value = info.options[0].name, _other(info.options[0])
+    click.echo(f"for example: --passes {info.name}:{name}={value}")
 
 
 def _default(option: OptionInfo) -> str:
     if option.default is None:
         return "auto"
     return str(option.default).lower() if isinstance(option.default, bool) else str(option.default)
+
+
+def _other(option: OptionInfo) -> str:
+    """A value that changes something, where one can be told from the declaration."""
+    if isinstance(option.default, bool):
+        return str(not option.default).lower()
+    others = (choice for choice in option.choices or () if choice != option.default)
+    return str(next(others, _default(option)))
 
 
 def _allowed(option: OptionInfo) -> str:

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     "--decoder-start-token", "decoder_start", metavar="ID,ID", callback=options.numbers,
     help="What a decoder beside an encoder starts with.  [default: as config.json says]",
 )  # fmt: skip
-@click.option("--max-tokens", type=int, help="New tokens.  [default: 128, or what fits]")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), metavar="N",
+    help="New tokens.  [default: 128, or what fits]",
+)  # fmt: skip
 @click.option(
     "--stream/--no-stream", default=None,
     help="Show text as it comes.  [default: on a terminal, for one prompt]",
@@ -101,6 +104,18 @@ def _rows(prompts: tuple[str, ...], inputs: Feeds | None) -> int:
     return max([len(prompts), *counts])
 
 
+def _print_short(result: RunResult) -> None:
+    """Say which texts ended because there was no more room."""
+    from optc.runtime.row import Finish
+
+    finish = result.completion.finish
+    for number, why in enumerate(finish, start=1):
+        if why in (Finish.CACHE, Finish.CONTEXT):
+            which = f"prompt {number}: " if len(finish) > 1 else ""
+            count = len(result.completion.tokens[number - 1])
+            click.echo(f"{which}{why} after {count} new tokens", err=True)
+
+
 def _shown(text: str) -> str:
     """As the model said it, but for what a terminal would obey."""
     return harmless(text) if sys.stdout.isatty() else text
@@ -115,6 +130,7 @@ def _print_texts(result: RunResult) -> None:
 
 
 def _print_stats(result: RunResult) -> None:
+    _print_short(result)
     stats = result.completion.stats
     rate = stats.decode_tokens_per_second
     speed = f", {rate:.1f} tokens/s" if rate is not None else ""

@@ -34,6 +34,8 @@ def verify(
         rows = [(check.key, verdicts[check.holds], check.sentence) for check in result.checks]
         print_table("check", "verdict", "what was found", rows=rows)
         click.echo(f"evidence: {result.evidence}; signature: {result.signature}")
+        for sentence in result.metrics.notes:
+            click.echo(f"note: {sentence}")
         click.echo(f"verified in {result.seconds:.1f} s")
     if result.violations:
         raise PolicyError("; ".join(result.violations), where=bundle)

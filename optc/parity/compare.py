@@ -38,6 +38,7 @@ from optc.parity.cached import (
 )
 from optc.parity.feeds import capacity, sample_feeds, token_feeds, token_feeds_refusal
 from optc.parity.last import at_ends, at_last, is_partial
+from optc.parity.left_out import UNJUDGED, left_out, left_out_padded, none_fits
 from optc.parity.metrics import Accumulator, Metrics
 from optc.parity.padding import valid_positions
 
@@ -162,27 +163,25 @@ class _Comparison:
             raise SampleError(f"the graph has a cache, a sample has no '{self.tokens}'")
         if not self.cached:
             return samples
-        kept = [(index, sample) for index, sample in samples if self._fits_sample(index, sample)]
+        fed = [_said(sample, self.tokens) for _, sample in samples]
+        lengths = [sample.inputs[self.tokens].shape[1] for _, sample in samples]
+        kept = self._fitting("samples", lengths, fed)
         if samples and not kept:
-            raise SampleError(f"no sample is left: {self.notes[-1]}")
-        return kept
+            raise none_fits(lengths, self.room, self.notes)
+        return [samples[i] for i in kept]
 
-    def _fits_sample(self, index: int, sample: Sample) -> bool:
-        tokens, real = sample.inputs[self.tokens], valid_positions(sample.inputs)
-        fitting = real is not None and real.shape == tokens.shape
-        said = tokens[real] if real is not None and fitting else tokens
-        return self._fits("sample", index, tokens.shape[1], said)
-
-    def _fits(self, what: str, index: int, count: int, tokens: Array) -> bool:
-        """Whether a graph can be fed these tokens, `count` in a row; notes why not."""
-        why = ""
-        if self.room is not None and count > self.room:
-            why = f"its {count} tokens do not fit in the cache of {self.room}"
-        elif (found := self.padding.intersection(tokens.reshape(-1).tolist())) != set():
-            why = f"it holds token {min(found)}, which the graph takes for padding"
-        if why:
-            self.notes.append(f"{what} {index} was left out: {why}")
-        return not why
+    def _fitting(self, what: str, lengths: Sequence[int], fed: Sequence[Array]) -> list[int]:
+        """Indices of what the graph can be fed; says so of the rest."""
+        room = self.room
+        long = [i for i, length in enumerate(lengths) if room is not None and length > room]
+        if long and room is not None:
+            self.notes.append(left_out(what, len(lengths), [lengths[i] for i in long], room))
+        found = [self.padding.intersection(tokens.reshape(-1).tolist()) for tokens in fed]
+        padded = [i for i, ids in enumerate(found) if ids and i not in long]
+        if padded:
+            token = min(min(found[i]) for i in padded)
+            self.notes.append(left_out_padded(what, len(lengths), len(padded), token))
+        return [i for i in range(len(lengths)) if i not in {*long, *padded}]
 
     def greedy(self, metrics: Metrics, forced: Sequence[Array]) -> Metrics:
         """Judge the continuations; returns `metrics` with the counts."""
@@ -191,7 +190,7 @@ class _Comparison:
         rows = [forced[i] for i in kept]
         refusal = self._greedy_refusal(prompts, rows)
         if refusal:
-            self.notes.append(f"greedy continuations were not judged: {refusal}")
+            self.notes.append(f"{UNJUDGED}{refusal}")
             return metrics
         found = self._ragged(prompts, rows) if self.cached else self._one_by_one(prompts, rows)
         predicted = [np.zeros(0, np.int64) for _ in self.reference.prompts]
@@ -204,16 +203,16 @@ class _Comparison:
         return dataclasses.replace(metrics, greedy_equal=equal, greedy_total=total)
 
     def _fitting_prompts(self, forced: Sequence[Array]) -> list[int]:
-        kept = []
-        for index, (prompt, row) in enumerate(zip(self.reference.prompts, forced, strict=True)):
-            fed = np.concatenate([prompt, row[:-1]])  # the last one is predicted, not fed
-            if self._fits("prompt", index, len(prompt) + len(row) - 1, fed):
-                kept.append(index)
+        pairs = list(zip(self.reference.prompts, forced, strict=True))
+        # the last token is predicted, not fed
+        fed = [np.concatenate([prompt, row[:-1]]) for prompt, row in pairs]
+        kept = self._fitting("prompts", [len(prompt) + len(row) - 1 for prompt, row in pairs], fed)
         return [index for index in kept if len(self.reference.continuations[index])]
 
     def _greedy_refusal(self, prompts: Sequence[Array], forced: Sequence[Array]) -> str | None:
         if not prompts:
-            return "no prompt is left"
+            where = "" if self.room is None else f" fits in the cache of {self.room} tokens"
+            return f"no prompt{where or ' has a continuation'}"
         if not any(port.name == LOGITS for port in self.session.outputs):
             return f"the graph has no output '{LOGITS}'"
         fed = [np.concatenate([a, b[:-1]]) for a, b in zip(prompts, forced, strict=True)]
@@ -238,3 +237,9 @@ class _Comparison:
             found.append(most_likely(logits[0, len(prompt) - 1 : len(fed)]))
             self.progress("comparing greedy tokens", len(found), len(prompts))
         return found
+
+
+def _said(sample: Sample, tokens: str) -> Array:
+    """The tokens of a sample without what its mask calls padding."""
+    given, real = sample.inputs[tokens], valid_positions(sample.inputs)
+    return given if real is None or real.shape != given.shape else given[real]

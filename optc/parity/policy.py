@@ -46,6 +46,7 @@ from typing import Any
 from optc.core.base import Promise
 from optc.core.errors import PolicyFileError
 from optc.core.registry import suggestion
+from optc.parity.left_out import unjudged
 from optc.parity.metrics import Metrics
 
 __all__ = ["Check", "Limits", "Policy", "load_policy"]
@@ -129,7 +130,9 @@ def _check(key: str, limit: float, metrics: Metrics) -> Check:
     value = _value(key, metrics)
     name = _NAMES[key]
     if value is None:
-        return Check(key, None, limit, None, f"{name} was not judged, there is nothing to measure")
+        why = unjudged(metrics.notes) if key == "greedy_equal" else None
+        sentence = why or f"{name} was not judged, there is nothing to measure"
+        return Check(key, None, limit, None, sentence)
     low = key in _AT_LEAST
     holds = value >= limit if low else value <= limit  # False for NaN
     shown = _counts(metrics) if key == "greedy_equal" else f"{value:.4g}"

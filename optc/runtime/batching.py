@@ -30,9 +30,11 @@ from optc.core.session import Session, padding_ids
 from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, TOKENS, cache_ports
 from optc.runtime.cache import make_cache
 from optc.runtime.encoder import has_encoder
+from optc.runtime.limits import Limit, check_length, smallest_limit
 from optc.runtime.padding import check_prompts
 from optc.runtime.request import Request, Ticket
-from optc.runtime.stepper import Rows, check_tokens, last_logits, padded, places
+from optc.runtime.row import Finish
+from optc.runtime.stepper import Rows, check_tokens, last_logits, padded
 
 __all__ = ["Batcher"]
 
@@ -44,8 +46,9 @@ class Batcher:
         session: A graph with the cache interface.
         slots: Largest number of requests that run at once.
         max_tokens: Tokens that a request may have, prompt and new ones together; what the engine's
-            caches hold when None.
+            caches hold, or `limit` says, when None.
         chunk: Prompt tokens per prefill run.
+        limit: Most tokens of a request, where the engine itself has no smaller limit.
         clock: Seconds, for the statistics.
 
     Raises:
@@ -60,23 +63,21 @@ class Batcher:
         slots: int,
         max_tokens: int | None = None,
         chunk: int = 128,
+        limit: Limit | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
         if min(slots, chunk) < 1:
             raise UsageError("a batcher has at least one slot, and chunks of at least one token")
         names = _check(session)
-        most = places(session)
-        room = most if max_tokens is None else max_tokens
-        if room is None or room < 1:
-            raise UsageError("this engine's caches grow", remedy="say max_tokens")
-        if most is not None and room > most:
-            raise UnsupportedError(f"the engine takes rows of {most} tokens, not of {room}")
+        most = smallest_limit(session, limit)
+        self._limit = _row_limit(most, max_tokens)
+        room = self._limit.tokens
         self._session = session
         self._cache = make_cache(session, slots, room)
         self._says_new = NEW_LENGTHS in names
         # Logits of the last column are those of the longest row only.
         self._one_by_one = not self._says_new and _columns(session) == 1
-        self._slots, self._room, self._chunk = slots, room, chunk
+        self._slots, self._chunk = slots, chunk
         self._clock = clock
         self._waiting: deque[Ticket] = deque()
         self._entering: Ticket | None = None
@@ -112,12 +113,7 @@ class Batcher:
             UnsupportedError: It needs more tokens than a row has room for.
             UsageError: A token that the model has not, or takes for padding.
         """
-        needed = len(request.prompt) + request.max_new_tokens - 1
-        if needed > self._room:
-            raise UnsupportedError(
-                f"prompt and new tokens need {needed} places, a row has {self._room}",
-                remedy="give a shorter prompt or fewer new tokens",
-            )
+        check_length(self._limit, [request.prompt], request.max_new_tokens)
         check_tokens(self._session, request.prompt)
         padding = padding_ids(self._session)
         check_prompts([request.prompt], padding)
@@ -231,6 +227,20 @@ class Batcher:
 
     def _run(self, feeds: Feeds, row: int) -> Array:
         return self._cache.step(feeds, (LOGITS,), row=row)[LOGITS]
+
+
+def _row_limit(most: Limit | None, asked: int | None) -> Limit:
+    """What a row has room for: what was asked for, as long as the engine and the model allow it."""
+    if most is None and asked is None:
+        raise UsageError("this engine's caches grow", remedy="say max_tokens")
+    if asked is not None and asked < 1:
+        raise UsageError("a request has at least one token", where="max_tokens")
+    if most is not None and asked is not None and asked > most.tokens:
+        raise UnsupportedError(f"{most}, not rows of {asked}")
+    if asked is None:
+        assert most is not None
+        return most
+    return Limit(asked, "a row has", Finish.CACHE)
 
 
 def _raise_first(tickets: list[Ticket]) -> None:

@@ -64,8 +64,16 @@ class ArrayCache:
         return self._seconds
 
     def step(self, feeds: Feeds, fetch: tuple[str, ...], *, row: int = 0) -> dict[str, Array]:
-        """Run once; see `optc.core.session.Cache`."""
-        check_fits(feeds[LENGTHS], feeds[self._tokens].shape[1], self._capacity)
+        """Run once; see `optc.core.session.Cache`.
+
+        Raises:
+            SampleError: A length is negative, or more than the longest row ever had.
+            UnsupportedError: No room for the new tokens.
+        """
+        held = min(
+            (self._arrays[p.past].shape[2] for p in self._ports if not p.is_cross), default=None
+        )
+        check_fits(feeds[LENGTHS], feeds[self._tokens].shape[1], self._capacity, held)
         rows = slice(row, row + len(feeds[LENGTHS]))
         past = {name: array[rows] for name, array in self._arrays.items()}
         new = [p for p in self._ports if not (p.is_cross and past[p.past].shape[2])]

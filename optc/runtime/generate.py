@@ -11,8 +11,9 @@ from optc.core.context import Feeds
 from optc.core.errors import UsageError
 from optc.core.hooks import peak_rss_bytes
 from optc.core.session import Session, padding_ids
+from optc.runtime.limits import Limit, check_length, smallest_limit
 from optc.runtime.padding import check_prompts
-from optc.runtime.row import Row
+from optc.runtime.row import Finish, Row
 from optc.runtime.sampling import GREEDY, Sampling
 from optc.runtime.stepper import Rows, Stepper, make_stepper
 
@@ -50,7 +51,7 @@ class Stats:
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """New tokens of each row (an end-of-sequence token included) and why the row ended."""
+    """New tokens of each row, an end-of-sequence token included, and why it ended (`Finish`)."""
 
     tokens: tuple[tuple[int, ...], ...]
     finish: tuple[str, ...]
@@ -71,6 +72,8 @@ def generate(
     on_token: OnToken = _never,
     inputs: Feeds | None = None,
     prefill_chunk: int | None = PREFILL_CHUNK,
+    limit: Limit | None = None,
+    shorten: bool = False,
 ) -> Generation:
     """Continue each prompt.
 
@@ -85,6 +88,9 @@ def generate(
             the first axis is the row.
         prefill_chunk: With a cache, prompts go in by this many tokens at a time, which bounds the
             memory that a long one needs; None for all at once.
+        limit: Most tokens of a row, where the engine itself has no smaller limit.
+        shorten: Whether a row that has no room for `max_new_tokens` ends where its room does, with
+            the limit's `finish`; otherwise nothing is run then.
 
     Raises:
         UsageError: No prompt, an empty one, one with padding among its tokens, no token asked for,
@@ -100,17 +106,23 @@ def generate(
         raise UsageError("a chunk has at least one token", where="prefill_chunk")
     padding = padding_ids(session)
     check_prompts(prompts, padding)
-    stepper = make_stepper(session, prompts, max_new_tokens, inputs=inputs, chunk=prefill_chunk)
+    room = smallest_limit(session, limit)
+    check_length(room, prompts, 1 if shorten else max_new_tokens)
+    ends = [_end(room, len(prompt), max_new_tokens) for prompt in prompts]
+    # The last new token is never fed back.
+    longest = max(len(prompt) + end[0] - 1 for prompt, end in zip(prompts, ends, strict=True))
+    stepper = make_stepper(session, prompts, longest, inputs=inputs, chunk=prefill_chunk)
     rows = [
         Row(
             sampling,
             sampling.rng(row),
             eos,
-            max_new_tokens,
+            most,
             functools.partial(on_token, row),
-            padding,
+            padding=padding,
+            end=end,
         )
-        for row in range(len(prompts))
+        for row, (most, end) in enumerate(ends)
     ]
     times = _loop(stepper, rows, prompts)
     return Generation(
@@ -118,6 +130,13 @@ def generate(
         finish=tuple(row.finish for row in rows),
         stats=_stats(prompts, rows, times),
     )
+
+
+def _end(room: Limit | None, prompt: int, wanted: int) -> tuple[int, str]:
+    """Most new tokens of a row, and why it ends after them."""
+    if room is None or prompt + wanted - 1 <= room.tokens:
+        return wanted, Finish.LENGTH
+    return room.tokens - prompt + 1, room.finish
 
 
 @dataclasses.dataclass(frozen=True)

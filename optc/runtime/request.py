@@ -79,7 +79,7 @@ class Ticket:
             request.eos,
             request.max_new_tokens,
             request.on_token,
-            padding,
+            padding=padding,
         )
 
     @property

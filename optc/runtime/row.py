@@ -19,6 +19,8 @@ class Finish:
     EOS = "eos"
     STOP = "stop"
     LENGTH = "length"
+    CACHE = "cache full"
+    CONTEXT = "context full"
 
 
 class Row:
@@ -31,6 +33,7 @@ class Row:
         limit: Largest number of new tokens.
         on_token: Called with each new token; True ends the row.
         padding: Token ids that the graph takes for padding.
+        end: Why it ends where `limit` ends it.
 
     Attributes:
         tokens: New tokens so far, an end-of-sequence token included.
@@ -44,10 +47,12 @@ class Row:
         eos: Collection[int],
         limit: int,
         on_token: Callable[[int], bool],
+        *,
         padding: Collection[int] = (),
+        end: str = Finish.LENGTH,
     ):
         self.tokens: list[int] = []
-        self.finish = Finish.LENGTH
+        self.finish = end
         self._sampling = sampling
         self._rng = rng
         self._eos = frozenset(eos)

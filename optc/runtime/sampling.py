@@ -17,13 +17,14 @@ class Sampling:
     """How the next token is chosen.
 
     Attributes:
-        temperature: Divisor of the logits; 0 takes the most likely token and ignores the rest.
+        temperature: Divisor of the logits; 0 takes the most likely token, and takes neither of the
+            next two.
         top_k: Keep this many of the most likely tokens; 0 keeps all.
         top_p: Keep the smallest set of most likely tokens with at least this probability.
         seed: Seed of the choices; row r of a batch draws from its own stream (seed, r).
 
     Raises:
-        UsageError: A value out of range.
+        UsageError: A value out of range, or `top_k` or `top_p` at temperature 0.
     """
 
     temperature: float = 0.0
@@ -38,6 +39,13 @@ class Sampling:
             raise UsageError(f"top-k {self.top_k} is not 0 (all) or larger")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top-p {self.top_p} is not above 0 and at most 1")
+        if self.temperature == 0 and (self.top_k or self.top_p < 1):
+            problem = (
+                "top-k and top-p choose among likely tokens, and temperature 0 takes the likeliest"
+            )
+            raise UsageError(
+                problem, remedy="give a temperature above 0, such as 0.8, or leave it out"
+            )
         if self.seed < 0:
             raise UsageError(f"the seed {self.seed} is negative")
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from optc.core.context import Array, Feeds
 from optc.core.errors import UnsupportedError, UsageError
-from optc.core.session import CachedSession, Port, Session
+from optc.core.session import Port, Session
 from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, cache_ports, token_name
 from optc.runtime.cache import make_cache
 
@@ -27,7 +27,6 @@ __all__ = [
     "last_logits",
     "make_stepper",
     "padded",
-    "places",
 ]
 
 Rows = Sequence[Sequence[int]]
@@ -60,7 +59,7 @@ class Stepper(abc.ABC):
 def make_stepper(
     session: Session,
     prompts: Rows,
-    max_new_tokens: int,
+    tokens: int,
     *,
     inputs: Feeds | None = None,
     chunk: int | None = None,
@@ -70,60 +69,28 @@ def make_stepper(
     Args:
         session: The session.
         prompts: Token ids of each row.
-        max_new_tokens: Largest number of new tokens per row.
+        tokens: Tokens that a row must have room for; `optc.runtime.limits` sees that there is.
         inputs: What else the graph takes, fed unchanged at each call; the first axis is the batch.
         chunk: Largest number of tokens of a row in one call; only with a cache.
 
     Raises:
-        UnsupportedError: Not a language model; an input nobody can fill; a batch or a length that
-            does not fit what the engine was built for.
+        UnsupportedError: Not a language model; an input nobody can fill; a batch that the engine
+            was not built for.
     """
     extra = dict(inputs or {})
     ports = {port.name: port for port in session.inputs}
-    tokens = token_name(ports)
-    if tokens is None or LOGITS not in {port.name for port in session.outputs}:
+    ids = token_name(ports)
+    if ids is None or LOGITS not in {port.name for port in session.outputs}:
         raise UnsupportedError(f"the engine has no input 'input_ids' or no output '{LOGITS}'")
-    _check_batch(ports[tokens], len(prompts))
+    _check_batch(ports[ids], len(prompts))
     caches = cache_ports(session.inputs)
     cached = bool(caches) and LENGTHS in ports
     known = {LENGTHS, NEW_LENGTHS, *(c.past for c in caches)} if cached else {_MASK, _POSITIONS}
-    _check_known(ports, known | {tokens, *extra})
+    _check_known(ports, known | {ids, *extra})
     _check_rows(session, prompts, extra)
-    # The last new token is never fed back.
-    longest = max(len(row) for row in prompts) + max_new_tokens - 1
-    _check_length(session, longest)
     if cached:
-        return CachedStepper(session, len(prompts), longest, inputs=extra, chunk=chunk)
+        return CachedStepper(session, len(prompts), tokens, inputs=extra, chunk=chunk)
     return RecomputeStepper(session, len(prompts), inputs=extra)
-
-
-def places(session: Session) -> int | None:
-    """Tokens that a row may have; None where there is no limit.
-
-    Limits are the size of a static cache, of a fixed sequence axis, of a table of positions.
-    """
-    return min((room for room, _ in _limits(session)), default=None)
-
-
-def _limits(session: Session) -> list[tuple[int, str]]:
-    """Each limit, and what it is of."""
-    tokens = token_name(port.name for port in session.inputs)
-    widths = [port.shape[-1] for port in session.inputs if port.name == tokens and port.shape]
-    caches = [cache for cache in cache_ports(session.inputs) if not cache.is_cross]
-    sizes = [c.capacity for c in caches] if caches else widths
-    name = "the engine's cache holds" if caches else "the graph's fixed length is"
-    found = [(size, name) for size in sizes if isinstance(size, int)]
-    most = session.most_tokens if isinstance(session, CachedSession) else None
-    return found if most is None else [*found, (most, "the model has positions for")]
-
-
-def _check_length(session: Session, longest: int) -> None:
-    room, name = min(_limits(session), default=(longest, ""))
-    if longest > room:
-        raise UnsupportedError(
-            f"prompt and new tokens need {longest} places, {name} {room}",
-            remedy="give a shorter prompt or fewer new tokens",
-        )
 
 
 def _check_batch(tokens: Port, batch: int) -> None:

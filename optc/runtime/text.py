@@ -9,6 +9,7 @@ from optc.core.context import Feeds
 from optc.core.errors import UsageError
 from optc.core.session import Session
 from optc.runtime.generate import Stats, generate
+from optc.runtime.limits import Limit
 from optc.runtime.row import Finish
 from optc.runtime.sampling import GREEDY, Sampling
 from optc.runtime.tokenizer import Tokenizer
@@ -26,7 +27,7 @@ class Completion:
     Attributes:
         texts: New text of each row, up to a stop string.
         tokens: New tokens of each row.
-        finish: Why each row ended: `eos`, `stop` or `length`.
+        finish: Why each row ended; see `Finish`.
         stats: What it cost.
     """
 
@@ -84,6 +85,8 @@ def complete(
     sampling: Sampling = GREEDY,
     stop: Sequence[str] = (),
     on_text: OnText = _ignore,
+    limit: Limit | None = None,
+    shorten: bool = False,
     inputs: Feeds | None = None,
 ) -> Completion:
     """Continue each prompt, with text while it runs.
@@ -96,6 +99,8 @@ def complete(
         sampling: How tokens are chosen.
         stop: Strings that end a row; they are not part of the text.
         on_text: Called with (row, text) as text becomes certain.
+        limit: Most tokens of a row; see `generate`.
+        shorten: Whether rows may end where there is no more room; see `generate`.
         inputs: What else the graph takes; see `generate`.
 
     Raises:
@@ -112,6 +117,8 @@ def complete(
         sampling=sampling,
         eos=tokenizer.eos_ids,
         on_token=lambda row, token: rows[row].push(token),
+        limit=limit,
+        shorten=shorten,
         inputs=inputs,
     )
     for row in rows:

@@ -131,10 +131,7 @@ class OrtCache:
 
     def _check_room(self, feeds: Feeds) -> None:
         """The kernels would write behind the buffer's end, or in front of it, without a word."""
-        lengths, count = feeds[LENGTHS], feeds[self._tokens].shape[1]
-        if lengths.size and int(lengths.min()) < 0:
-            raise SampleError(f"the input '{LENGTHS}' has a negative length")
-        check_fits(lengths, count, self._capacity)
+        check_fits(feeds[LENGTHS], feeds[self._tokens].shape[1], self._capacity)
 
     def _binding(self, feeds: Feeds, fetch: tuple[str, ...], row: int) -> _Bound:
         shapes = tuple((name, array.dtype, array.shape) for name, array in feeds.items())

@@ -89,10 +89,19 @@ def _follows_lengths(value: ir.Value) -> bool:
 
 
 def _feeds(model: ir.Model, length: int) -> dict[str, Array]:
-    """One token of one row that has `length` tokens in its cache; nothing else matters."""
-    feeds = {
-        port.name: np.zeros([d if isinstance(d, int) else 1 for d in port.shape], port.dtype)
-        for port in ports(model.graph.inputs)
-    }
-    feeds[LENGTHS][...] = length
-    return feeds
+    """One token of one row that has `length` tokens in its cache; nothing else matters.
+
+    A past that grows has as many: zeros, one array for all of them, and no memory is taken up by
+    zeros that nobody writes.
+    """
+    inputs = ports(model.graph.inputs)
+    growing = {c.past for c in cache_ports(inputs) if c.capacity is None and not c.is_cross}
+    zeros: dict[object, Array] = {}
+    feeds = {}
+    for port in inputs:
+        shape = [dim if isinstance(dim, int) else 1 for dim in port.shape]
+        if port.name in growing:
+            shape[2] = length
+        same = zeros.setdefault((*shape, port.dtype), np.zeros(shape, port.dtype))
+        feeds[port.name] = same
+    return feeds | {LENGTHS: np.full_like(feeds[LENGTHS], length)}

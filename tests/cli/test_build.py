@@ -230,3 +230,34 @@ def test_the_pipelines_that_the_help_gives_as_examples_are_valid(optc: Optc) -> 
     assert len(examples) == 2
     for example in examples:
         assert parse_passes(example, registries.passes())
+
+
+def test_a_small_cache_is_calibrated_and_judged_with_what_fits_in_it(
+    here: Path, optc: Optc
+) -> None:
+    passes = "quant,flash,kv:max=16"
+    outcome = optc("build", "tiny/model.onnx", "--passes", passes, "-o", "small.optc")
+    assert outcome.code == 0, outcome.err
+    assert "calibration samples were cut to 16 tokens, which is what the cache holds" in outcome.err
+    samples = "note: 2 of 4 samples left out: they have up to 33 tokens, the cache holds 16"
+    assert samples in outcome.out
+    verified = optc("verify", "small.optc")
+    assert verified.code == 0, verified.err
+    assert samples in verified.out
+
+
+def test_a_cache_too_small_for_any_prompt_says_why_greedy_is_not_judged(
+    here: Path, optc: Optc
+) -> None:
+    options = ("--passes", "flash,kv:max=9", "-o", "small.optc")
+    assert optc("build", "tiny/model.onnx", *options).code == 0
+    verified = optc("verify", "small.optc").out
+    assert "not judged" in verified
+    assert "greedy continuations were not judged: no prompt fits in the cache of 9 tok" in verified
+
+
+def test_a_cache_too_small_for_any_sample_is_an_error(here: Path, optc: Optc) -> None:
+    outcome = optc("build", "tiny/model.onnx", "--passes", "quant,flash,kv:max=2")
+    assert outcome.code == 2
+    assert "none of 4 samples fits in the cache of 2 tokens" in outcome.err
+    assert not (here / "model.optc").exists()

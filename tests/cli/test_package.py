@@ -10,7 +10,8 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from optc.api.package_facts import why_not
+from optc.api.package_facts import context_of, why_not
+from optc.core.errors import UsageError
 from optc.core.session import Port
 
 Optc = Callable[..., Any]
@@ -104,10 +105,17 @@ def test_it_says_no_in_one_sentence_and_leaves_nothing(
             "plain.optc: it is not a generator with a cache; build",
         ),
         ("s.optc", "optimum", "new"): (3, "its cache always holds 16 tokens, and optimum begins"),
-        ("s.optc", "genai", "new", "--context=17"): (2, "--context: a sequence of 17 tokens does"),
+        ("s.optc", "genai", "new", "--context=17"): (
+            2,
+            "--context: a sequence of 17 tokens does not fit; the cache holds 16",
+        ),
+        ("tiny.optc", "genai", "new", "--context=49"): (
+            2,
+            "a sequence of 49 tokens does not fit; config.json's max_position_embeddings = 48",
+        ),
         ("s.optc", "genai", "new", "--context=0"): (
             2,
-            "--context: a sequence of 0 tokens does not",
+            "--context: a sequence of 0 tokens is none; give",
         ),
     }
     for (name, runtime, out, *more), (code, sentence) in cases.items():
@@ -120,14 +128,37 @@ def test_it_says_no_in_one_sentence_and_leaves_nothing(
     assert not list(here.glob(".*"))
 
 
-def test_a_bundle_that_does_not_say_how_long_it_reads_needs_to_be_told(
-    here: Path, optc: Optc
+def test_a_bundle_that_does_not_say_how_long_it_reads_needs_to_be_told() -> None:
+    sentence = (
+        "mine.optc: it does not say how long a sequence may be; say so with --context, or export "
+        "and build again: config.json then comes along"
+    )
+    with pytest.raises(UsageError) as caught:
+        context_of(None, [], "mine.optc")
+    assert str(caught.value) == sentence
+    assert context_of(7, [], "mine.optc") == 7
+
+
+@pytest.mark.parametrize("runtime", ["genai", "optimum"])
+def test_a_configuration_counts_without_a_tokenizer_too(
+    runtime: str, bundle: Path, here: Path, optc: Optc
 ) -> None:
+    (here / "tiny" / "tokenizer.json").unlink()
+    command = ["build", "tiny/model.onnx", "--passes", "kv,flash", "-o", "bare.optc"]
+    assert optc(*command).code == 0
+    outcome = optc("package", "bare.optc", "--for", runtime, "-o", "new", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["context"] == 48
+    assert not list((here / "new").glob("tokenizer*"))
+
+
+def test_a_table_of_positions_is_a_limit_as_well(here: Path, optc: Optc) -> None:
+    (here / "tiny" / "config.json").write_text(json.dumps({"max_position_embeddings": 100}))
     assert optc("build", "tiny/model.onnx", "--passes", "kv,flash").code == 0
-    outcome = optc("package", "tiny.optc", "--for", "genai", "-o", "new")
-    assert outcome.code == 2
-    assert "it does not say how long a sequence may be; say so with --context" in outcome.err
-    assert not (here / "new").exists()
+    outcome = optc("package", "tiny.optc", "--for", "genai", "-o", "new", "--json")
+    assert outcome.json["context"] == 64
+    outcome = optc("package", "tiny.optc", "--for", "genai", "-o", "more", "--context=65")
+    assert "does not fit; the model has positions for 64" in outcome.err
 
 
 TOKENS = Port("input_ids", "int64", ("B", "S"))

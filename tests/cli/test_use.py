@@ -13,7 +13,9 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
+from optc.api import registries
 from optc.cli.main import cli
+from optc.core.pipeline import Pipeline
 from optc.ir.load import load_canonical
 from optc.runtime.tokenizer import load_tokenizer
 from optc.targets.evaluate import open_model
@@ -146,12 +148,15 @@ def test_run_stops_at_a_string(bundle: Path, optc: Optc) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        (["--prompt", "x" * 41], 3, "the engine's cache holds 40"),
+        (["--prompt", "x" * 41], 3, "the prompt has 41 tokens, the engine's cache holds 40; give"),
+        (["--prompt", "xyz", "--max-tokens", "39"], 3, "ask for at most 38 new tokens"),
+        (["--prompt", "x", "--top-p", "0.5"], 2, "temperature 0 takes the likeliest"),
+        (["--prompt", "x", "--top-k", "5"], 2, "temperature 0 takes the likeliest"),
         (["--prompt", "x", "--chat"], 3, "no chat template"),
         (["--prompt", ""], 2, "a prompt has no tokens"),
         (["--prompt", "x", "--temperature", "-1"], 2, "temperature"),
         (["--prompt", "x", "--top-p", "2"], 2, "top-p"),
-        (["--prompt", "x", "--max-tokens", "0"], 2, "at least one new token"),
+        (["--prompt", "x", "--max-tokens", "0"], 2, "'--max-tokens': 0 is not in the range x>=1"),
         (["--prompt", "x", "--stop", ""], 2, "a stop string is empty"),
         (["--prompt", "x", "--stream", "--json"], 2, "--stream shows one prompt as text"),
     ],
@@ -164,6 +169,33 @@ def test_run_refuses_in_one_sentence(
     assert sentence in outcome.err
     assert len(outcome.err.splitlines()) == 1
     assert outcome.out == ""
+
+
+def test_a_text_that_fills_the_cache_says_so_and_the_others_go_on(bundle: Path, optc: Optc) -> None:
+    words = ["run", bundle, "--prompt", "x" * 35, "--prompt", "hello", "--json"]
+    outcome = optc(*words)
+    long, short = outcome.json["completions"]
+    assert (len(long["tokens"]), long["finish"]) == (6, "cache full")
+    assert (len(short["tokens"]), short["finish"]) == (36, "cache full")
+    assert outcome.err.splitlines()[:2] == [
+        "prompt 1: cache full after 6 new tokens",
+        "prompt 2: cache full after 36 new tokens",
+    ]
+
+
+def test_a_growing_cache_ends_where_the_configuration_says(here: Path, optc: Optc) -> None:
+    (here / "tiny" / "config.json").write_text('{"max_position_embeddings": 20}')
+    assert optc("build", "tiny/model.onnx", "--passes", "flash,kv").code == 0
+    outcome = optc("run", "tiny.optc", "--prompt", "hello", "--max-tokens", "100000")
+    assert outcome.code == 3
+    assert "need 100004 places, config.json's max_position_embeddings = 20; ask" in outcome.err
+    outcome = optc("run", "tiny.optc", "--prompt", "hello")
+    assert outcome.code == 0
+    assert outcome.err.splitlines()[0] == "context full after 16 new tokens"
+    outcome = optc("bench", "tiny.optc", "--prompt-lengths", "10,20")
+    assert outcome.code == 3
+    problem = "tiny.optc: 35 tokens do not fit: config.json's max_position_embeddings = 20; give"
+    assert f"{problem} smaller numbers to --prompt-lengths or --new-tokens" in outcome.err
 
 
 def test_a_bundle_without_tokenizer_says_what_to_do(
@@ -257,6 +289,19 @@ def test_passes_are_described_from_their_classes(optc: Optc) -> None:
     text = optc("passes", "kv").out
     assert option["help"] in text
     assert "promise: exact; runs after: prune, flash" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "example"),
+    [("kv", "kv:layout=concat"), ("quant", "quant:scheme=w8"), ("flash", "flash:partial=true")],
+)
+def test_the_example_of_a_pass_is_valid_and_changes_something(
+    name: str, example: str, optc: Optc
+) -> None:
+    assert optc("passes", name).out.splitlines()[-1] == f"for example: --passes {example}"
+    assert Pipeline.parse(example, registries.passes()).passes != (
+        registries.passes().load(name)(),
+    )
 
 
 def test_an_installed_extension_is_listed_with_its_owner(

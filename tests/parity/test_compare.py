@@ -13,7 +13,7 @@ from optc.ir.reference import Reference
 from optc.parity.cached import pieces
 from optc.parity.compare import Tap, compare
 from optc.parity.feeds import sample_feeds
-from optc.parity.policy import Policy
+from optc.parity.policy import Limits, Policy
 
 EXACT = Policy.default(["exact"])
 
@@ -124,9 +124,8 @@ def test_what_does_not_fit_in_a_fixed_cache_is_left_out_and_named(reference: Ref
     metrics = compare(OrtModel(cached_lm(capacity=19)), reference)
     assert metrics.greedy_total == 24
     assert metrics.notes == (
-        "sample 2 was left out: its 24 tokens do not fit in the cache of 19",
-        "sample 3 was left out: its 33 tokens do not fit in the cache of 19",
-        "prompt 1 was left out: its 20 tokens do not fit in the cache of 19",
+        "2 of 4 samples left out: they have up to 33 tokens, the cache holds 19",
+        "1 of 3 prompts left out: with continuation they have up to 20 tokens, the cache holds 19",
     )
     assert EXACT.violations(metrics) == []
 
@@ -134,11 +133,15 @@ def test_what_does_not_fit_in_a_fixed_cache_is_left_out_and_named(reference: Ref
 def test_a_cache_that_no_prompt_fits_in_leaves_greedy_unjudged(reference: Reference) -> None:
     metrics = compare(OrtModel(cached_lm(capacity=9)), reference)
     assert metrics.greedy_total is None
-    assert "greedy continuations were not judged: no prompt is left" in metrics.notes
+    reason = "greedy continuations were not judged: no prompt fits in the cache of 9 tokens"
+    assert metrics.notes[-1] == reason
+    (check,) = [c for c in Limits(greedy_equal=1.0).checks(metrics) if c.key == "greedy_equal"]
+    assert (check.holds, check.sentence) == (None, reason)
 
 
 def test_a_cache_that_no_sample_fits_in_is_an_error(reference: Reference) -> None:
-    with pytest.raises(SampleError, match=r"no sample is left: .* do not fit in the cache of 4"):
+    sentence = "none of 4 samples fits in the cache of 4 tokens, the shortest has 7; build with"
+    with pytest.raises(SampleError, match=sentence):
         compare(OrtModel(cached_lm(capacity=4)), reference)
 
 

@@ -181,7 +181,7 @@ def test_samples_with_padding_inside_are_no_evidence(hiding, graph, run, rng):
     metrics = compare(hiding, Reference("graph", samples))
     assert metrics.max_abs < 2e-5
     assert metrics.notes == (
-        "sample 0 was left out: it holds token 0, which the graph takes for padding",
+        "1 of 2 samples left out: token 0 is in them, which the graph takes for padding",
     )
 
 

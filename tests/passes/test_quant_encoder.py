@@ -9,6 +9,8 @@ from quant_graphs import quantise
 
 from optc.ir.interface import cache_ports, complete_feeds, ports
 from optc.ir.verify import verify_model
+from optc.passes.kv import KV
+from optc.rewrite.calibration import cut_to_cache
 from optc.rewrite.quant_sites import is_quantised
 
 
@@ -45,3 +47,22 @@ def test_what_comes_out_is_close_and_the_encoder_is_still_skipped(graph, run, ca
     crossing = {c.past: out[c.present] for c in cache_ports(inputs) if c.is_cross}
     again = run(model, first | crossing | {"input_ids": np.zeros((2, 9), np.int64)})
     np.testing.assert_array_equal(again["logits"], out["logits"])
+
+
+def test_samples_longer_than_a_fixed_cache_are_cut_and_the_report_says_so(graph, calibration):
+    """Of an encoder-decoder only the decoder's tokens: the encoder has read its text whole."""
+    model = with_cache(graph, encoder_decoder(), KV(max=5))
+    result = quantise(model, calibration)
+    assert result.sites
+    note = "calibration samples were cut to 5 tokens, which is what the cache holds: 4 of 4"
+    assert note in result.notes
+    cut, _ = cut_to_cache(calibration, ports(model.graph.inputs))
+    assert [sample["decoder_input_ids"].shape for sample in cut] == [(2, 5)] * 4
+    assert [sample["input_ids"].shape for sample in cut] == [(2, 9)] * 4
+
+
+def test_samples_that_fit_are_what_they_were(graph, calibration):
+    model = with_cache(graph, encoder_decoder(), KV(max=9))
+    found, notes = cut_to_cache(calibration, ports(model.graph.inputs))
+    assert found is calibration
+    assert notes == ()

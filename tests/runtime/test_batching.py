@@ -200,7 +200,7 @@ def test_a_batcher_says_what_it_cannot_batch(
         Batcher(plain, slots=1)
     with pytest.raises(UsageError, match="caches grow; say max_tokens"):
         Batcher(growing, slots=1)
-    with pytest.raises(UnsupportedError, match="takes rows of 24 tokens, not of 25"):
+    with pytest.raises(UnsupportedError, match="the engine's cache holds 24, not rows of 25"):
         Batcher(static, slots=1, max_tokens=25)
     with pytest.raises(UsageError, match="at least one slot"):
         Batcher(static, slots=0)

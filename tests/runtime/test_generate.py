@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from optc.core.errors import UnsupportedError, UsageError
+from optc.core.errors import SampleError, UnsupportedError, UsageError
 from optc.core.session import Session
+from optc.runtime.cache import make_cache
 from optc.runtime.generate import generate
 from optc.runtime.row import Finish
 from optc.runtime.sampling import Sampling
@@ -143,3 +144,17 @@ def test_a_chunk_of_nothing_is_refused(growing: Session) -> None:
 def test_empty_requests_are_refused(plain: Session, prompts: list[list[int]], count: int) -> None:
     with pytest.raises(UsageError):
         generate(plain, prompts, max_new_tokens=count)
+
+
+@pytest.mark.parametrize(
+    ("length", "problem"), [(4, "the past that was given holds 3"), (-1, "a length is 0")]
+)
+def test_a_cache_between_steps_knows_what_it_holds(
+    growing: Session, length: int, problem: str
+) -> None:
+    cache = make_cache(growing, 2, 16)
+    feeds = {"input_ids": np.ones((2, 3), np.int64), "cache_lengths": np.zeros(2, np.int64)}
+    cache.step(feeds, ("logits",))
+    feeds = {"input_ids": np.ones((2, 1), np.int64), "cache_lengths": np.array([3, length])}
+    with pytest.raises(SampleError, match=f"row 1 has {length} tokens .*{problem}"):
+        cache.step(feeds, ("logits",))

@@ -8,8 +8,9 @@ import pytest
 from optc.core.context import Array, Feeds
 from optc.core.errors import UnsupportedError, UsageError
 from optc.core.session import Port
+from optc.runtime.batching import Batcher
 from optc.runtime.generate import generate
-from optc.runtime.stepper import places
+from optc.runtime.limits import smallest_limit
 
 LOGITS = (Port("logits", "float32", ("B", "S", 4)),)
 
@@ -104,8 +105,8 @@ def test_places_are_those_of_the_smallest_cache() -> None:
         Port(f"past_key_values.{layer}.key", "float32", ("B", 2, size, 4))
         for layer, size in enumerate((9, 7))
     ]
-    assert places(Recorder(ids(), *cache)) == 7
-    assert places(Recorder(ids())) is None
+    assert str(smallest_limit(Recorder(ids(), *cache))) == "the engine's cache holds 7"
+    assert smallest_limit(Recorder(ids())) is None
 
 
 def test_what_an_encoder_takes_is_fed_unchanged_and_its_rows_leave_with_their_row() -> None:
@@ -126,3 +127,15 @@ def test_what_an_encoder_takes_is_fed_unchanged_and_its_rows_leave_with_their_ro
 
 def end_first(row: int, token: int) -> bool:
     return row == 0
+
+
+def test_a_batcher_takes_no_encoder_decoder_and_says_so() -> None:
+    own, given = (
+        Port(f"past_key_values.0.{side}.key", "float32", ("B", 2, side, 4))
+        for side in ("decoder", "encoder")
+    )
+    lengths = Port("cache_lengths", "int64", ("B",))
+    heard = Port("input_features", "float32", ("B", 80, 3000))
+    tokens = Port("decoder_input_ids", "int64", ("B", "S"))
+    with pytest.raises(UnsupportedError, match="batching is for decoders, and this engine has an"):
+        Batcher(Recorder(heard, tokens, lengths, own, given), slots=1, max_tokens=8)

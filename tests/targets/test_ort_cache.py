@@ -157,8 +157,8 @@ def test_a_step_of_the_same_shape_binds_nothing_again(session: OrtSession) -> No
 @pytest.mark.parametrize(
     ("length", "error", "sentence"),
     [
-        (CAPACITY - 1, UnsupportedError, "25 tokens do not fit in a cache of 24; ask for fewer"),
-        (-1, SampleError, "the input 'cache_lengths' has a negative length"),
+        (CAPACITY - 1, UnsupportedError, "row 0 has 23 tokens and gets 2 more, the cache holds 24"),
+        (-1, SampleError, "row 0 has -1 tokens by 'cache_lengths'; a length is 0 or more"),
     ],
 )
 def test_what_would_be_written_outside_is_refused_and_nothing_is_run(

@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 from lowered_attention import make_inputs, run_lowered, typed_model
+from tiny_generator import DIM, HEADS, tiny_language_model
 
-from optc.core.errors import SampleError, UnsupportedError
+from optc.core.errors import OptcError, SampleError, UnsupportedError
 from optc.core.session import Port
 from optc.ir.flash_attention import AttentionSpec
 from optc.targets.evaluate import open_model
@@ -25,9 +26,13 @@ def signature(tokens: int | str) -> list[Port]:
     return [Port("input_ids", "int64", ("B", "S")), Port("cache_lengths", "int64", ("B",)), *past]
 
 
-def feeds(lengths: list[int], new: int) -> dict[str, np.ndarray]:
+def feeds(lengths: list[int], new: int, past: int = 9) -> dict[str, np.ndarray]:
     tokens = np.zeros((len(lengths), new), np.int64)
-    return {"input_ids": tokens, "cache_lengths": np.array(lengths)}
+    caches = {
+        f"past_key_values.0.{part}": np.zeros((len(lengths), 2, past, 8), np.float32)
+        for part in "kv"
+    }
+    return {"input_ids": tokens, "cache_lengths": np.array(lengths), **caches}
 
 
 def test_rows_that_fill_the_cache_fit() -> None:
@@ -35,17 +40,25 @@ def test_rows_that_fill_the_cache_fit() -> None:
 
 
 def test_the_row_and_the_limit_are_named() -> None:
-    with pytest.raises(UnsupportedError, match="row 1 would have 10 tokens, the cache holds 9"):
+    problem = "row 1 has 7 tokens and gets 3 more, the cache holds 9"
+    with pytest.raises(UnsupportedError, match=problem):
         check_room(signature(9), feeds([2, 7], 3))
 
 
-def test_a_growing_cache_has_no_limit() -> None:
-    check_room(signature("past"), feeds([10_000], 3))
+def test_a_growing_cache_takes_any_number_of_new_tokens() -> None:
+    check_room(signature("past"), feeds([9, 0], 10_000))
 
 
-def test_a_negative_length_is_refused() -> None:
-    with pytest.raises(SampleError, match="has a negative length, -1"):
-        check_room(signature("past"), feeds([2, -1], 1))
+def test_a_row_cannot_have_more_tokens_than_the_past_that_is_fed() -> None:
+    problem = "row 1 has 10 tokens by 'cache_lengths', the past that was given holds 9"
+    with pytest.raises(SampleError, match=problem):
+        check_room(signature("past"), feeds([9, 10], 1))
+
+
+@pytest.mark.parametrize("tokens", ["past", 9])
+def test_a_negative_length_is_refused(tokens: int | str) -> None:
+    with pytest.raises(SampleError, match="row 1 has -1 tokens by 'cache_lengths'"):
+        check_room(signature(tokens), feeds([2, -1], 1))
 
 
 def test_the_smallest_layer_is_the_limit() -> None:
@@ -53,6 +66,26 @@ def test_the_smallest_layer_is_the_limit() -> None:
         check_room(
             [*signature(9), Port("past_key_values.1.key", "float32", ("B", 2, 7, 8))], feeds([5], 3)
         )
+
+
+LOWERINGS = {
+    "GroupQueryAttention": lambda: Ort().lower(tiny_language_model("concat")),
+    "function body": lambda: tiny_language_model("concat"),
+    "fixed, GroupQueryAttention": lambda: Ort().lower(tiny_language_model("static", 6)),
+    "fixed, function body": lambda: tiny_language_model("static", 6),
+}
+
+
+@pytest.mark.parametrize("kind", LOWERINGS)
+@pytest.mark.parametrize(("length", "problem"), [(7, "row 1 has 7 tokens"), (-2, "row 1 has -2")])
+def test_it_is_the_same_refusal_whatever_computes_the_attention(
+    kind: str, length: int, problem: str
+) -> None:
+    past = np.zeros((2, HEADS, 6, DIM), np.float32)
+    given = {"input_ids": np.ones((2, 1), np.int64), "cache_lengths": np.array([3, length])}
+    given |= {f"past_key_values.0.{part}": past for part in ("key", "value")}
+    with open_model(LOWERINGS[kind]()) as session, pytest.raises(OptcError, match=problem):
+        session.run(given)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=["float", "int8"])
