@@ -158,7 +158,10 @@ class KV(Pass):
         lengths = ir.val(LENGTHS, ir.DataType.INT64, [axes.batch])
         positions = CachePositions(model, axes, lengths, decoder.tokens)
         undo.callback(positions.discard)
-        refusals += positions.prepare(decoder.own, self.max, decoder.beside)
+        refusals += [
+            dataclasses.replace(refusal, reason=padding.problems.get(refusal.site, refusal.reason))
+            for refusal in positions.prepare(decoder.own, self.max, decoder.beside)
+        ]
         refusals += mixing_refusals(model, axes)
         if refusals:
             return refusals

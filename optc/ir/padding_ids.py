@@ -9,8 +9,11 @@ That is only so if padding is what the comparison is about. One that looks at it
 needs no help; one that selects data, such as the place of a picture, or that starts a part of the
 text, is left alone: a comparison may reach
 
-1. masks of the tokens' own attention, and
-2. what is added to data or multiplied with it, and counts positions where the token is not there.
+1. masks of attention, and
+2. what is added to data or multiplied with it, and counts positions,
+
+and both have to treat the token as padding is treated, which is tried out
+(`optc.ir.padding_trials`): a comparison that tells documents apart reaches masks too.
 """
 
 from __future__ import annotations
@@ -21,15 +24,15 @@ import numpy as np
 import onnx_ir as ir
 
 from optc.ir.constants import scalar
-from optc.ir.flash_attention import DOMAIN, INPUTS
+from optc.ir.flash_attention import DOMAIN, INPUTS, read_spec
 from optc.ir.interface import note_padding_ids, padding_ids_in
-from optc.ir.probe import Probe, ProbeFailure, fixed_values
+from optc.ir.padding_trials import PaddingTrials
+from optc.ir.probe import fixed_values
 from optc.ir.recount import TokenAxes
 
 __all__ = ["PaddingIds"]
 
 _MASK = INPUTS.index("mask")
-_COUNTS = (5, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +57,13 @@ class PaddingIds:
         model: Changed by `replace`.
         tokens: The token input [B,S].
         axes: Its axes.
+
+    Attributes:
+        problems: Why masks that depend on comparisons keep them, by site of attention.
     """
 
     def __init__(self, model: ir.Model, tokens: ir.Value, axes: TokenAxes):
+        self.problems: dict[str, str] = {}
         self._model = model
         self._tokens = tokens
         self._axes = axes
@@ -105,38 +112,37 @@ class PaddingIds:
         uses = [(value, node, slot) for value in derived for node, slot in value.uses()]
         if any(value.is_graph_output() for value in derived) or not any(map(_looks_around, uses)):
             return False
-        return all(
+        trials = self._trials(tests)
+        masks = {node: value for value, node, slot in uses if _is_mask(node, slot)}
+        self.problems = {
+            str(node.outputs[0].name): _says(mask, unlike)
+            for node, mask in masks.items()
+            if (unlike := trials.unlike(mask, causal=read_spec(node).causal))
+        }
+        return not self.problems and all(
             node.outputs[0] in derived
             or node.op_type in {"Shape", "Size"}
             or _is_mask(node, slot)
-            or (node.op_type in {"Add", "Mul"} and self._counts(value, tests))
+            or (node.op_type in {"Add", "Mul"} and trials.counts(value))
             for value, node, slot in uses
         )
 
-    def _counts(self, value: ir.Value, tests: list[_Test]) -> bool:
-        """Whether a value runs over the tokens and is another at each, where none is padding."""
-        try:
-            contents = [self._content(value, tests, count) for count in _COUNTS]
-        except ProbeFailure:
-            return False
-        short, long = contents
-        if short.ndim != long.ndim or value.dtype == ir.DataType.BOOL:
-            return False
-        grown = [i for i, (a, b) in enumerate(zip(short.shape, long.shape, strict=True)) if a != b]
-        if len(grown) != 1:
-            return False
-        rows = np.moveaxis(long, grown[0], 0).reshape(long.shape[grown[0]], -1)
-        return len(np.unique(rows, axis=0)) == len(rows)
-
-    def _content(self, value: ir.Value, tests: list[_Test], count: int) -> np.ndarray:
-        given = {test.value: np.full((1, count), test.usual) for test in tests}
-        return Probe(self._model, self._axes.sizes(count)).run(value, given)
+    def _trials(self, tests: list[_Test]) -> PaddingTrials:
+        usual = {test.value: test.usual for test in tests}
+        ids = {test.token for test in tests}
+        tokens = {id_: {test.value for test in tests if test.token == id_} for id_ in ids}
+        return PaddingTrials(self._model, self._axes, usual, tokens)
 
 
 def _looks_around(use: tuple[ir.Value, ir.Node, int]) -> bool:
     """Whether what comes out for one token depends on others, which a cache hides."""
     _, node, slot = use
     return node.op_type == "CumSum" or _is_mask(node, slot)
+
+
+def _says(mask: ir.Value, tokens: list[int]) -> str:
+    named = ", ".join(map(str, sorted(tokens)))
+    return f"its mask '{mask.name}' asks where token {named} was, and not to hide it as padding"
 
 
 def _is_mask(node: ir.Node, slot: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -52,6 +54,50 @@ HIDDEN = """
     middle = Constant<value_ints = [1, 2]>()
     seen = Unsqueeze(is_word, middle)
 """
+ADDED = (
+    HIDDEN
+    + """
+    nothing = Constant<value_float = 0.0>()
+    lowest = Constant<value_float = -3.4028234663852886e38>()
+    added = Where(seen, nothing, lowest)
+"""
+)
+MARKS = """
+    five = Constant<value_int = 5>()
+    marks = Equal(input_ids, five)
+    of_keys = Constant<value_ints = [1, 2]>()
+    of_queries = Constant<value_ints = [1, 3]>()
+"""
+NO_PADDING = {
+    "documents, blocks on the diagonal": """
+    ends = Cast<to = 7>(marks)
+    document = CumSum(ends, one)
+    here_document = Unsqueeze(document, of_queries)
+    there_document = Unsqueeze(document, of_keys)
+    seen = Equal(here_document, there_document)
+    """,
+    "queries that see themselves only": """
+    open = Not(marks)
+    open_query = Unsqueeze(open, of_queries)
+    row = Unsqueeze(range, second)
+    column = Unsqueeze(range, first)
+    itself = Equal(row, column)
+    seen = Or(open_query, itself)
+    """,
+    "keys that count for more": """
+    number = Cast<to = 1>(marks)
+    seen = Unsqueeze(number, of_keys)
+    """,
+    "what comes after": """
+    ends = Cast<to = 7>(marks)
+    document = CumSum(ends, one)
+    in_first = Equal(document, zero)
+    seen = Unsqueeze(in_first, of_keys)
+    """,
+    "all but": """
+    seen = Unsqueeze(marks, of_keys)
+    """,
+}
 ATTENDED = "o = Attention<is_causal = 1>(q, k, v)"
 
 
@@ -71,10 +117,19 @@ def flashed(graph, written: str) -> ir.Model:
     return model
 
 
-HIDING = text(HIDDEN + PLACES, "o = Attention<is_causal = 1>(q, k, v, seen)")
+MASKED = ATTENDED.replace("v)", "v, seen)")
+HIDING = text(HIDDEN + PLACES, MASKED)
+LOWERED = text(ADDED + PLACES, ATTENDED.replace("v)", "v, added)"))
+BOTH = text(
+    HIDDEN + COUNTED.replace("is_padding", "is_no_word").replace("is_word", "is_one"), MASKED
+)
 
 
-@pytest.mark.parametrize("written", [text(COUNTED), HIDING], ids=["positions", "mask"])
+@pytest.mark.parametrize(
+    "written",
+    [text(COUNTED), HIDING, LOWERED, BOTH],
+    ids=["positions", "mask", "added mask", "both"],
+)
 def test_padding_by_its_id_is_told_by_lengths(written, graph, run, rng):
     tokens = rng.integers(1, VOCABULARY, (2, 10))
     whole = run(flashed(graph, written), {"input_ids": tokens})["logits"]
@@ -102,6 +157,26 @@ def test_a_token_that_starts_a_part_of_the_text_is_no_padding(graph):
         "this CumSum combines tokens, which a cache hides"
     ]
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("kind", NO_PADDING)
+def test_a_mask_that_does_something_else_with_a_token_is_refused_by_name(kind, graph):
+    model = flashed(graph, text(MARKS + NO_PADDING[kind] + PLACES, MASKED))
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    result = KV().run(model, Context())
+    reason = r"its mask '\w+' asks where token 5 was, and not to hide it as padding"
+    assert re.fullmatch(reason, result.refusals[0].reason)
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+def test_positions_that_a_token_moves_forward_are_no_padding(graph):
+    jumping = """
+    jumps = Cast<to = 7>(marks)
+    jumped = CumSum(jumps, one)
+    at = Add(jumped, range)
+    here = Gather(places, at)
+    """
+    assert KV().run(flashed(graph, text(MARKS + jumping)), Context()).refusals
 
 
 def test_a_token_that_selects_data_is_no_padding(graph, run, rng):
@@ -193,6 +268,7 @@ def test_the_ids_are_noted_only_where_the_graph_looks_for_them(graph):
 
 
 def test_a_refusal_leaves_the_note_as_it_was(graph):
-    model = flashed(graph, text(HIDDEN + PARTS, "o = Attention<is_causal = 1>(q, k, v, seen)"))
+    model = flashed(graph, text(HIDDEN + PARTS, MASKED))
+    model.metadata_props[PADDING_IDS] = "7"
     assert KV().run(model, Context()).refusals
-    assert PADDING_IDS not in model.metadata_props
+    assert model.metadata_props[PADDING_IDS] == "7"
