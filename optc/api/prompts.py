@@ -53,14 +53,20 @@ class Beginning:
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """Say that a prompt is too long where the engine would only speak of its tables."""
+        """Say that a prompt is too long where the engine would only speak of its tables.
+
+        To be entered around the engine's work on the prompts: what goes wrong before and after it
+        has other reasons.
+        """
         try:
             yield
         except UnsupportedError as error:
             if not self.too_long:
                 raise
             problem = f"{self.too_long} ({error.problem})"
-            raise UnsupportedError(problem, remedy="give a shorter prompt") from error
+            others = f", or {error.remedy}" if error.remedy else ""
+            remedy = f"give a shorter prompt{others}"
+            raise UnsupportedError(problem, where=error.where, remedy=remedy) from error
 
 
 def begin(

@@ -91,18 +91,18 @@ def run(
         raise UsageError("at least one new token must be asked for", where="max_tokens")
     with open_bundle(bundle, progress=progress) as opened:
         start = begin(opened, prompts, inputs=inputs, chat=chat, decoder_start=decoder_start)
-        with start.explained():
-            found = complete(
-                opened.session,
-                opened.tokenizer,
-                start.rows,
-                max_new_tokens=_USUAL if max_tokens is None else max_tokens,
-                sampling=sampling,
-                stop=stop,
-                on_text=on_text,
-                inputs=start.inputs,
-                limit=opened.limit,
-                shorten=max_tokens is None,
-            )
+        found = complete(
+            opened.session,
+            opened.tokenizer,
+            start.rows,
+            max_new_tokens=_USUAL if max_tokens is None else max_tokens,
+            sampling=sampling,
+            stop=stop,
+            on_text=on_text,
+            inputs=start.inputs,
+            limit=opened.limit,
+            shorten=max_tokens is None,
+            around_first=start.explained(),
+        )
     stats = dataclasses.replace(found.stats, prompt_tokens=start.prompt_tokens)
     return RunResult(Path(bundle), start.prompts, dataclasses.replace(found, stats=stats))

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = [
+    "DECODER_PADDING",
+    "DECODER_POSITIONS",
     "LENGTHS",
     "LOGITS",
     "NEW_LENGTHS",
@@ -57,6 +59,8 @@ NEW_LENGTHS = "new_lengths"
 LOGITS = "logits"
 PADDING = "attention_mask"
 POSITIONS = "position_ids"
+DECODER_PADDING = "decoder_attention_mask"
+DECODER_POSITIONS = "decoder_position_ids"
 PADDING_IDS = "optc.padding_ids"
 """Key of a model's metadata: ids that a graph with a cache takes for padding, in one text."""
 

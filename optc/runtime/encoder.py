@@ -10,6 +10,8 @@ from optc.core.context import Array
 from optc.core.errors import UnsupportedError, UsageError
 from optc.core.session import Port, Session
 from optc.ir.interface import (
+    DECODER_PADDING,
+    DECODER_POSITIONS,
     DECODER_TOKENS,
     LENGTHS,
     NEW_LENGTHS,
@@ -29,8 +31,9 @@ def has_encoder(session: Session) -> bool:
 
 
 def encoder_ports(session: Session) -> tuple[Port, ...]:
-    """What an encoder-decoder takes beside the decoder's tokens, their count and the caches."""
-    own = {DECODER_TOKENS, LENGTHS, NEW_LENGTHS, *(c.past for c in cache_ports(session.inputs))}
+    """What an encoder-decoder takes beside what is about the decoder's tokens, and the caches."""
+    tokens = {DECODER_TOKENS, DECODER_PADDING, DECODER_POSITIONS, LENGTHS, NEW_LENGTHS}
+    own = tokens.union(cache.past for cache in cache_ports(session.inputs))
     return tuple(port for port in session.inputs if port.name not in own)
 
 

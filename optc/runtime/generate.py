@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -11,6 +12,7 @@ from optc.core.context import Feeds
 from optc.core.errors import UsageError
 from optc.core.hooks import peak_rss_bytes
 from optc.core.session import Session, padding_ids
+from optc.runtime.encoder import has_encoder
 from optc.runtime.limits import Limit, check_length, smallest_limit
 from optc.runtime.padding import check_prompts
 from optc.runtime.row import Finish, Row
@@ -74,6 +76,7 @@ def generate(
     prefill_chunk: int | None = PREFILL_CHUNK,
     limit: Limit | None = None,
     shorten: bool = False,
+    around_first: contextlib.AbstractContextManager[None] | None = None,
 ) -> Generation:
     """Continue each prompt.
 
@@ -91,6 +94,7 @@ def generate(
         limit: Most tokens of a row, where the engine itself has no smaller limit.
         shorten: Whether a row that has no room for `max_new_tokens` ends where its room does, with
             the limit's `finish`; otherwise nothing is run then.
+        around_first: Entered around the session's work on the prompts, to explain how it fails.
 
     Raises:
         UsageError: No prompt, an empty one, one with padding among its tokens, no token asked for,
@@ -107,7 +111,7 @@ def generate(
     padding = padding_ids(session)
     check_prompts(prompts, padding)
     room = smallest_limit(session, limit)
-    check_length(room, prompts, 1 if shorten else max_new_tokens)
+    check_length(room, prompts, 1 if shorten else max_new_tokens, start=has_encoder(session))
     ends = [_end(room, len(prompt), max_new_tokens) for prompt in prompts]
     # The last new token is never fed back.
     longest = max(len(prompt) + end[0] - 1 for prompt, end in zip(prompts, ends, strict=True))
@@ -124,7 +128,7 @@ def generate(
         )
         for row, (most, end) in enumerate(ends)
     ]
-    times = _loop(stepper, rows, prompts)
+    times = _loop(stepper, rows, prompts, around_first or contextlib.nullcontext())
     return Generation(
         tokens=tuple(tuple(row.tokens) for row in rows),
         finish=tuple(row.finish for row in rows),
@@ -148,10 +152,16 @@ class _Times:
     inside: float
 
 
-def _loop(stepper: Stepper, rows: list[Row], prompts: Rows) -> _Times:
+def _loop(
+    stepper: Stepper,
+    rows: list[Row],
+    prompts: Rows,
+    around_first: contextlib.AbstractContextManager[None],
+) -> _Times:
     """Run until no row is left."""
     started = time.perf_counter()
-    logits = stepper.feed(prompts)
+    with around_first:
+        logits = stepper.feed(prompts)
     going = [row.take(scores) for row, scores in zip(rows, logits, strict=True)]
     first, inside = time.perf_counter(), stepper.seconds
     alive = rows

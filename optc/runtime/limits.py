@@ -10,6 +10,7 @@ from typing import Any
 from optc.core.errors import UnsupportedError
 from optc.core.session import CachedSession, Session
 from optc.ir.interface import cache_ports, token_name
+from optc.runtime.configuration import decoder_parts
 from optc.runtime.row import Finish
 from optc.runtime.tokenizer import read_json
 
@@ -60,12 +61,18 @@ def configured_limit(folder: Path | None) -> Limit | None:
     if not config:
         name, config = "tokenizer_config.json's ", read_json(folder / "tokenizer_config.json")
         return _first(name, config, ("model_max_length",))
-    keys = _ENCODER_DECODERS if config.get("is_encoder_decoder") is True else _DECODERS
-    inner = config.get("text_config")
-    inside = inner if isinstance(inner, dict) else {}
-    return _first("config.json's ", config, keys) or _first(
-        "config.json's text_config.", inside, keys
+    found = (
+        _first(f"config.json's {prefix}", part, _keys(config, part, prefix))
+        for prefix, part in decoder_parts(config)
     )
+    return next((limit for limit in found if limit), None)
+
+
+def _keys(config: Mapping[str, Any], part: Mapping[str, Any], prefix: str) -> Sequence[str]:
+    """What a part calls it; the decoder's own is that of a decoder, whatever stands beside it."""
+    whole = {} if prefix == "decoder." else config
+    pair = part.get("is_encoder_decoder", whole.get("is_encoder_decoder"))
+    return _ENCODER_DECODERS if pair is True else _DECODERS
 
 
 def _first(prefix: str, config: Mapping[str, Any], keys: Sequence[str]) -> Limit | None:
@@ -99,8 +106,16 @@ def _limits(session: Session) -> Iterator[Limit]:
         yield Limit(most, "the model has positions for", Finish.CONTEXT)
 
 
-def check_length(limit: Limit | None, prompts: Sequence[Sequence[int]], new: int) -> None:
+def check_length(
+    limit: Limit | None, prompts: Sequence[Sequence[int]], new: int, *, start: bool = False
+) -> None:
     """See that prompts and `new` tokens behind each fit; the last new token needs no place.
+
+    Args:
+        limit: Most tokens of a row; None where there is no limit.
+        prompts: Token ids of each row.
+        new: New tokens of each.
+        start: Whether they are what a decoder starts with, and an encoder has the prompts.
 
     Raises:
         UnsupportedError: They do not; the message has the limit, and what would fit.
@@ -111,9 +126,12 @@ def check_length(limit: Limit | None, prompts: Sequence[Sequence[int]], new: int
     if longest > limit.tokens:
         which = next(index for index, row in enumerate(prompts, 1) if len(row) == longest)
         name = f"prompt {which}" if len(prompts) > 1 else "the prompt"
+        name = "the decoder's start" if start else name
         problem = f"{name} has {longest} tokens, {limit}"
         raise UnsupportedError(problem, remedy="give a shorter one")
+    what = "start" if start else "prompt"
+    shorter = "" if longest == 1 else f", or give a shorter {what}"
     raise UnsupportedError(
-        f"prompt and new tokens need {longest + new - 1} places, {limit}",
-        remedy=f"ask for at most {limit.tokens - longest + 1} new tokens, or give a shorter prompt",
+        f"{what} and new tokens need {longest + new - 1} places, {limit}",
+        remedy=f"ask for at most {limit.tokens - longest + 1} new tokens{shorter}",
     )

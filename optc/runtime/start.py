@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from optc.core.errors import UnsupportedError
+from optc.runtime.configuration import config_part, decoder_parts
 from optc.runtime.tokenizer import read_json
 
 __all__ = ["DecoderStart", "read_start"]
@@ -78,11 +79,6 @@ def read_start(folder: Path | None) -> DecoderStart:
     if folder is None:
         return DecoderStart([], {})
     config = read_json(folder / "config.json")
-    encoder, *parts = (_part(config, name) for name in ("encoder", "decoder", "text_config"))
-    configs = [read_json(folder / "generation_config.json"), config, *parts]
-    return DecoderStart(configs, encoder)
-
-
-def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = config.get(name)
-    return found if isinstance(found, dict) else {}
+    parts = (part for _, part in decoder_parts(config))
+    configs = [read_json(folder / "generation_config.json"), *parts]
+    return DecoderStart(configs, config_part(config, "encoder"))

@@ -15,7 +15,18 @@ import numpy as np
 from optc.core.context import Array, Feeds
 from optc.core.errors import UnsupportedError, UsageError
 from optc.core.session import Port, Session
-from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, cache_ports, token_name
+from optc.ir.interface import (
+    DECODER_PADDING,
+    DECODER_POSITIONS,
+    DECODER_TOKENS,
+    LENGTHS,
+    LOGITS,
+    NEW_LENGTHS,
+    PADDING,
+    POSITIONS,
+    cache_ports,
+    token_name,
+)
 from optc.runtime.cache import make_cache
 
 __all__ = [
@@ -31,8 +42,9 @@ __all__ = [
 
 Rows = Sequence[Sequence[int]]
 
-_MASK = "attention_mask"
-_POSITIONS = "position_ids"
+# What a graph without a cache may ask about its tokens, by the name of those: a mask, positions.
+_ASKED = {DECODER_TOKENS: (DECODER_PADDING, DECODER_POSITIONS)}
+_USUALLY_ASKED = (PADDING, POSITIONS)
 
 
 class Stepper(abc.ABC):
@@ -85,12 +97,16 @@ def make_stepper(
     _check_batch(ports[ids], len(prompts))
     caches = cache_ports(session.inputs)
     cached = bool(caches) and LENGTHS in ports
-    known = {LENGTHS, NEW_LENGTHS, *(c.past for c in caches)} if cached else {_MASK, _POSITIONS}
-    _check_known(ports, known | {ids, *extra})
+    known = [LENGTHS, NEW_LENGTHS, *(c.past for c in caches)] if cached else _asked(ids)
+    _check_known(ports, {*known, ids, *extra})
     _check_rows(session, prompts, extra)
     if cached:
         return CachedStepper(session, len(prompts), tokens, inputs=extra, chunk=chunk)
     return RecomputeStepper(session, len(prompts), inputs=extra)
+
+
+def _asked(tokens: str) -> Sequence[str]:
+    return _ASKED.get(tokens, _USUALLY_ASKED)
 
 
 def _check_batch(tokens: Port, batch: int) -> None:
@@ -193,7 +209,7 @@ class CachedStepper(Stepper):
                 self._cache.move(source, target, int(self._lengths[source]))
         chosen = np.asarray(rows, np.int64)
         self._lengths = self._lengths[chosen]
-        self._feeds = {name: array[chosen] for name, array in self._feeds.items()}
+        self._feeds = _of_rows(self._feeds, rows)
 
 
 class RecomputeStepper(Stepper):
@@ -221,7 +237,9 @@ class RecomputeStepper(Stepper):
         positions = np.arange(tokens.shape[1], dtype=np.int64)
         mask = (positions < counts[:, None]).astype(np.int64)
         spread = np.broadcast_to(positions, tokens.shape).copy()
-        known = {self._tokens: tokens, _MASK: mask, _POSITIONS: spread}
+        known = dict(
+            zip((self._tokens, *_asked(self._tokens)), (tokens, mask, spread), strict=True)
+        )
         feeds = {name: array for name, array in known.items() if name in self._names}
         started = time.perf_counter()
         logits = self._session.run({**self._feeds, **feeds}, (LOGITS,))[LOGITS]
@@ -231,8 +249,13 @@ class RecomputeStepper(Stepper):
     def keep(self, rows: Sequence[int]) -> None:
         """Forget the other rows."""
         self._rows = [self._rows[row] for row in rows]
-        chosen = np.asarray(rows, np.int64)
-        self._feeds = {name: array[chosen] for name, array in self._feeds.items()}
+        self._feeds = _of_rows(self._feeds, rows)
+
+
+def _of_rows(feeds: Feeds, rows: Sequence[int]) -> dict[str, Array]:
+    """Those rows of each array; one without axes is every row's."""
+    chosen = np.asarray(rows, np.int64)
+    return {name: array[chosen] if array.ndim else array for name, array in feeds.items()}
 
 
 def padded(rows: Rows, width: int | None = None) -> tuple[Array, Array]:

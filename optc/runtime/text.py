@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -88,6 +89,7 @@ def complete(
     limit: Limit | None = None,
     shorten: bool = False,
     inputs: Feeds | None = None,
+    around_first: contextlib.AbstractContextManager[None] | None = None,
 ) -> Completion:
     """Continue each prompt, with text while it runs.
 
@@ -102,6 +104,7 @@ def complete(
         limit: Most tokens of a row; see `generate`.
         shorten: Whether rows may end where there is no more room; see `generate`.
         inputs: What else the graph takes; see `generate`.
+        around_first: Entered around the session's work on the prompts; see `generate`.
 
     Raises:
         UsageError: An empty stop string; see also `generate`.
@@ -120,6 +123,7 @@ def complete(
         limit=limit,
         shorten=shorten,
         inputs=inputs,
+        around_first=around_first,
     )
     for row in rows:
         row.finish()

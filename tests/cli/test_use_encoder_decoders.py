@@ -18,7 +18,9 @@ import tiny_seq2seq
 from tiny_seq2seq import FORCED, KINDS, TinySeq2Seq
 
 import optc as library
+from optc.api.prompts import Beginning
 from optc.cli.main import cli
+from optc.core.errors import UnsupportedError
 from optc.runtime.tokenizer import load_tokenizer
 
 Optc = Callable[..., Any]
@@ -164,6 +166,25 @@ def test_a_decoder_without_a_start_says_how_to_give_it_one(
         ("bart", ["--prompt", "a", "--prompt", "bcd"], 3, "different lengths (2, 4 tokens)"),
         ("bart", ["--prompt", "x" * 64], 3, "a prompt has 65 tokens, the model's config.json"),
         ("bart", ["--prompt", "a", "--max-tokens", 64], 3, "the model has positions for 64"),
+        (
+            "bart",
+            ["--prompt", "a", "--decoder-start-token", 2, "--max-tokens", 65],
+            3,
+            "ask for at most 64 new tokens\n",
+        ),
+        (
+            "bart",
+            ["--prompt", "a", "--decoder-start-token", ",".join("2" * 65)],
+            3,
+            "the decoder's start has 65 tokens, the model has positions for 64; give a shorter one",
+        ),
+        (
+            "bart",
+            ["--prompt", "a", "--decoder-start-token", "2,0", "--max-tokens", 64],
+            3,
+            "start and new tokens need 65 places, the model has positions for 64; "
+            "ask for at most 63 new tokens, or give a shorter start",
+        ),
         ("bart", [], 2, "there is no prompt; give one with --prompt"),
         ("t5", ["--prompt", "a", "--decoder-start-token", 96], 2, "there is no token 96"),
         ("t5", ["--prompt", "a", "--decoder-start-token", "x"], 2, "not a list of whole numbers"),
@@ -192,6 +213,24 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
     assert sentence in outcome.err
     assert len(outcome.err.splitlines()) == 1
     assert outcome.out == ""
+
+
+def test_a_long_prompt_is_not_blamed_for_what_has_another_reason(shelf: Shelf, optc: Optc) -> None:
+    outcome = optc("run", shelf.bundle("bart"), "--prompt", "x" * 64, "--max-tokens", 500)
+    assert outcome.code == 3
+    assert "start and new tokens need 501 places" in outcome.err
+    assert "a prompt has" not in outcome.err
+
+
+def test_where_a_long_prompt_is_blamed_nothing_is_lost() -> None:
+    start = Beginning(("x",), ((2,),), {}, 70, "a prompt has 70 tokens, config.json allows 64")
+    failed = UnsupportedError("no row 64", where="node 'positions'", remedy="export a longer table")
+    with pytest.raises(UnsupportedError) as caught, start.explained():
+        raise failed
+    assert str(caught.value) == (
+        "node 'positions': a prompt has 70 tokens, config.json allows 64 (no row 64); "
+        "give a shorter prompt, or export a longer table"
+    )
 
 
 @pytest.mark.parametrize("given", [["--inputs", "x.npz"], ["--decoder-start-token", "1"]])

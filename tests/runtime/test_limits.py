@@ -30,6 +30,16 @@ ENCODER_DECODER = {"is_encoder_decoder": True}
             8192,
             "config.json's text_config.max_position_embeddings =",
         ),
+        (
+            {**ENCODER_DECODER, "decoder": {"n_positions": 512}, "encoder": {"n_ctx": 3}},
+            512,
+            "config.json's decoder.n_positions =",
+        ),
+        (
+            {**ENCODER_DECODER, "text_config": {"max_target_positions": 77, "n_positions": 9}},
+            77,
+            "config.json's text_config.max_target_positions =",
+        ),
         ({**ENCODER_DECODER, "max_target_positions": 448}, 448, "config.json's max_target_"),
         ({**ENCODER_DECODER, "max_position_embeddings": 64}, 64, "config.json's max_position_"),
     ],
@@ -57,6 +67,7 @@ def test_without_a_configuration_the_tokenizer_says_it(tmp_path: Path) -> None:
         {"max_position_embeddings": "many"},
         {"max_position_embeddings": True},
         {"max_position_embeddings": -1},
+        {"decoder": {**ENCODER_DECODER, "n_positions": 512}},
         {**ENCODER_DECODER, "n_positions": 512},  # of T5, whose positions are relative
     ],
 )

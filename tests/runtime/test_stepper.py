@@ -9,8 +9,10 @@ from optc.core.context import Array, Feeds
 from optc.core.errors import UnsupportedError, UsageError
 from optc.core.session import Port
 from optc.runtime.batching import Batcher
+from optc.runtime.encoder import reads_text, text_inputs
 from optc.runtime.generate import generate
 from optc.runtime.limits import smallest_limit
+from optc.runtime.stepper import CachedStepper, RecomputeStepper
 
 LOGITS = (Port("logits", "float32", ("B", "S", 4)),)
 
@@ -28,6 +30,9 @@ class Recorder:
         logits = np.zeros((*tokens.shape, 4), np.float32)
         logits[..., 1] = 1
         return {"logits": logits}
+
+
+MASK = Port("attention_mask", "int64", ("B", "E"))
 
 
 def ids(*shape: int | str) -> Port:
@@ -123,6 +128,39 @@ def test_what_an_encoder_takes_is_fed_unchanged_and_its_rows_leave_with_their_ro
         [[3, 1]],
         [[3, 1, 1]],
     ]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_array_without_rows_stays_when_rows_leave(cached: bool) -> None:
+    graph = Recorder(ids(), Port("cache_lengths", "int64", ("B",)))
+    inputs = {"scale": np.array(0.5, np.float32), "kinds": np.array([7, 8])}
+    made = CachedStepper(graph, 2, 4, inputs=inputs) if cached else None
+    stepper = made or RecomputeStepper(graph, 2, inputs=inputs)
+    stepper.feed([[2], [3]])
+    stepper.keep([1])
+    stepper.feed([[1]])
+    assert [asked["scale"].tolist() for asked in graph.asked] == [0.5, 0.5]
+    assert [asked["kinds"].tolist() for asked in graph.asked] == [[7, 8], [8]]
+
+
+def test_a_decoder_beside_an_encoder_is_told_its_own_mask_and_positions() -> None:
+    names = ("decoder_attention_mask", "decoder_position_ids")
+    own = [Port(name, "int64", ("B", "S")) for name in ("decoder_input_ids", *names)]
+    graph = Recorder(*own, ids("B", "E"), MASK)
+    assert reads_text(graph)
+    inputs = text_inputs(graph, [[2, 3, 2], [3]])
+    generate(graph, [[2], [2]], max_new_tokens=2, inputs=inputs)
+    first, second = graph.asked
+    assert first["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert [first[name].tolist() for name in names] == [[[1], [1]], [[0], [0]]]
+    assert [second[name].tolist() for name in names] == [[[1, 1]] * 2, [[0, 1]] * 2]
+
+
+def test_the_encoders_mask_is_not_made_of_the_decoders_tokens() -> None:
+    graph = Recorder(Port("decoder_input_ids", "int64", ("B", "S")), ids("B", "E"), MASK)
+    heard = {"input_ids": np.array([[2, 3]])}
+    with pytest.raises(UnsupportedError, match="how to fill the input attention_mask"):
+        generate(graph, [[2]], max_new_tokens=1, inputs=heard)
 
 
 def end_first(row: int, token: int) -> bool:
