@@ -17,22 +17,14 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from optc.core.errors import PassContractError
-from optc.ir.constants import constant
 from optc.ir.insert import Insert
 from optc.ir.interface import DECODER_TOKENS, LOGITS, NEW_LENGTHS, TOKENS
-from optc.ir.probe import ancestors
+from optc.ir.probe import ancestors, fixed_values
+from optc.rewrite.tail_axes import TailAxes
 
 __all__ = ["Tail", "every_token", "find_again", "find_tail", "keep_last_tokens"]
 
-_ELEMENT_WISE = """Abs Add And Cast Ceil Celu Clip Cos Div Elu Equal Erf Exp Floor Gelu Greater
-    GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Min
-    Mish Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt
-    Sub Swish Tanh ThresholdedRelu Where"""
-_BY_ELEMENT = frozenset(_ELEMENT_WISE.split())
-_FIRST_ONLY = {"MatMul", "Gemm", "QuantizeLinear", "DequantizeLinear"}
-_FROM_AXIS = {"LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax", "Concat", "Split"}
-_PRODUCTS = {"MatMul", "Gemm"}
-_SAMPLES = ((5, 7), (11, 3))  # sizes at which an axis B*S is told from others
+_PRODUCTS = {"MatMul", "Gemm", "Einsum"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +56,17 @@ def find_tail(model: ir.Model, batch: str, sequence: str) -> Tail | str:
         The tail; a sentence why there is none, otherwise.
     """
     logits = next(value for value in model.graph.outputs if value.name == LOGITS)
-    axes = _Axes(batch, sequence)
+    axes = TailAxes(batch, sequence)
     if axes.lead(logits) != 2:
         return f"'{LOGITS}' has shape {logits.shape}, which is not one row for each token"
     tail: set[ir.Node] = set()
     for node in reversed(model.graph):
         if _only_serves(node, tail, logits) and axes.treats_alone(node):
             tail.add(node)
+    stop = _stop(model, axes, tail, logits)
     _drop_unfit(tail, axes, logits)
     if not any(node.op_type in _PRODUCTS for node in tail):
-        maker = logits.producer()
-        op = maker.op_type if maker is not None else "input"
-        return f"no product that only '{LOGITS}' needs was found in front of it (it is a {op})"
+        return _no_product(stop, logits)
     nodes = tuple(node for node in model.graph if node in tail)
     entries = dict.fromkeys(v for node in nodes for v in axes.entries(node, tail))
     return Tail(nodes, tuple(entries), batch, sequence)
@@ -102,7 +93,27 @@ def _only_serves(node: ir.Node, tail: set[ir.Node], logits: ir.Value) -> bool:
     )
 
 
-def _drop_unfit(tail: set[ir.Node], axes: _Axes, logits: ir.Value) -> None:
+def _stop(model: ir.Model, axes: TailAxes, tail: set[ir.Node], logits: ir.Value) -> ir.Node | None:
+    """What comes before the tail, nearest to the logits, and may not treat each token alone."""
+    fixed = fixed_values(model)
+    read = {logits, *(value for node in tail for value in node.inputs)} - set(fixed)
+    makers = {v.producer() for v in read if v is not None and axes.has_tokens(v)} - tail
+    stops = (node for node in reversed(model.graph) if node in makers)
+    return next((node for node in stops if not axes.treats_alone(node)), None)
+
+
+def _no_product(stop: ir.Node | None, logits: ir.Value) -> str:
+    if stop is None:
+        maker = logits.producer()
+        op = maker.op_type if maker is not None else "input"
+        return f"no product that only '{LOGITS}' needs was found in front of it (it is a {op})"
+    what = f"a {stop.op_type}, is not known to act token by token"
+    if stop is logits.producer():
+        return f"what comes before '{LOGITS}', {what}"
+    return f"no product that only '{LOGITS}' needs was found: '{stop.outputs[0].name}', {what}"
+
+
+def _drop_unfit(tail: set[ir.Node], axes: TailAxes, logits: ir.Value) -> None:
     """Move the beginning of the tail down to where tokens of a row can be picked."""
     while True:
         unfit = [
@@ -114,84 +125,6 @@ def _drop_unfit(tail: set[ir.Node], axes: _Axes, logits: ir.Value) -> None:
         if not unfit:
             return
         tail.difference_update(unfit)
-
-
-class _Axes:
-    """What axes values have, by the symbols of batch and sequence."""
-
-    def __init__(self, batch: str, sequence: str):
-        self._batch = batch
-        self._sequence = sequence
-
-    def lead(self, value: ir.Value) -> int:
-        """2 for [B,S,...], 1 for [B*S,...], the rest of known sizes; 0 for anything else."""
-        shape = value.shape
-        if shape is None or not len(shape):
-            return 0
-        names = [d.value if isinstance(d, ir.SymbolicDim) else d for d in shape]
-        count = 2 if names[:2] == [self._batch, self._sequence] else 1
-        if count == 1 and not self._is_flat(shape[0]):
-            return 0
-        return count if all(isinstance(size, int) for size in names[count:]) else 0
-
-    def _is_flat(self, dim: int | ir.SymbolicDim) -> bool:
-        if isinstance(dim, int):
-            return False
-        found = (
-            ir.Shape([dim]).evaluate({self._batch: b, self._sequence: s})[0] for b, s in _SAMPLES
-        )
-        return list(found) == [b * s for b, s in _SAMPLES]
-
-    def has_tokens(self, value: ir.Value | None) -> bool:
-        """Whether a value runs over the sequence; one of unknown shape may."""
-        if value is None or value.const_value is not None:
-            return False
-        if value.shape is None:
-            return True
-        symbols = (d.free_symbols() for d in value.shape if isinstance(d, ir.SymbolicDim))
-        return any(self._sequence in found for found in symbols)
-
-    def entries(self, node: ir.Node, tail: set[ir.Node]) -> list[ir.Value]:
-        """Values over the sequence that a node of the tail reads and no other gives."""
-        read = (v for v in node.inputs if v is not None and self.has_tokens(v))
-        return [value for value in read if value.producer() not in tail]
-
-    def treats_alone(self, node: ir.Node) -> bool:
-        """Whether each token's result follows from that token of the inputs alone."""
-        over = [v for v in node.inputs if v is not None and self.has_tokens(v)]
-        leads = {self.lead(value) for value in (*over, *node.outputs)}
-        if node.domain or not over or 0 in leads:
-            return False
-        op, inputs = node.op_type, list(node.inputs)
-        if op == "Reshape":
-            return over == inputs[:1] and self._rest(over[0]) == self._rest(node.outputs[0])
-        if len(leads) > 1:
-            return False
-        if op in _BY_ELEMENT:
-            return len({len(value.shape or ()) for value in (*over, *node.outputs)}) == 1
-        if op in _FIRST_ONLY:
-            inner = len(over[0].shape or ()) - 1
-            turned = node.attributes.get_int("transA", 0)
-            return over == inputs[:1] and inner >= leads.pop() and not turned
-        return self._works_inside(node, over, leads.pop())
-
-    def _works_inside(self, node: ir.Node, over: list[ir.Value], lead: int) -> bool:
-        """Whether a node that works along axes does so behind those of the tokens."""
-        rank = len(over[0].shape or ())
-        if node.op_type in _FROM_AXIS:
-            every = [v for v in node.inputs if v is not None] if node.op_type == "Concat" else over
-            default = 0 if node.op_type == "Split" else -1
-            axis = node.attributes.get_int("axis", default) % rank
-            return axis >= lead and over == every
-        if node.op_type.startswith("Reduce"):
-            axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-            if axes is None or not axes.size:
-                return False
-            return all(int(a) % rank >= lead for a in axes.reshape(-1))
-        return False
-
-    def _rest(self, value: ir.Value) -> list[int | ir.SymbolicDim]:
-        return list(value.shape or ())[self.lead(value) :]
 
 
 def keep_last_tokens(model: ir.Model, tail: Tail, *, after: ir.Value) -> None:
@@ -207,7 +140,7 @@ def keep_last_tokens(model: ir.Model, tail: Tail, *, after: ir.Value) -> None:
     """
     new_lengths = ir.val(NEW_LENGTHS, ir.DataType.INT64, [tail.batch])
     model.graph.inputs.insert(1 + model.graph.inputs.index(after), new_lengths)
-    axes, inside = _Axes(tail.batch, tail.sequence), set(tail.nodes)
+    axes, inside = TailAxes(tail.batch, tail.sequence), set(tail.nodes)
     if any(v not in tail.entries for node in tail.nodes for v in axes.entries(node, inside)):
         raise PassContractError("what the logits are computed from has changed", where=LOGITS)
     for node in tail.nodes:
@@ -225,7 +158,7 @@ def keep_last_tokens(model: ir.Model, tail: Tail, *, after: ir.Value) -> None:
         _pick(place, value, picked, tail, axes)
 
 
-def _pick(place: Insert, value: ir.Value, picked: ir.Value, tail: Tail, axes: _Axes) -> None:
+def _pick(place: Insert, value: ir.Value, picked: ir.Value, tail: Tail, axes: TailAxes) -> None:
     users = [use for use in value.uses() if use.node in tail.nodes]
     one = place.node("GatherND", [value, picked], value.dtype, batch_dims=1)
     one.shape = _one_token(value, axes, tail.batch)
@@ -234,12 +167,14 @@ def _pick(place: Insert, value: ir.Value, picked: ir.Value, tail: Tail, axes: _A
         use.node.replace_input_with(use.idx, one)
 
 
-def _one_token(value: ir.Value, axes: _Axes, batch: str) -> ir.Shape:
+def _one_token(value: ir.Value, axes: TailAxes, batch: str) -> ir.Shape:
     lead, dims = axes.lead(value), list(value.shape or ())
     return ir.Shape([batch, *([1] if lead == 2 else []), *dims[lead:]])
 
 
-def _reshape_any_count(model: ir.Model, node: ir.Node, axes: _Axes, new_lengths: ir.Value) -> None:
+def _reshape_any_count(
+    model: ir.Model, node: ir.Node, axes: TailAxes, new_lengths: ir.Value
+) -> None:
     """Between [B,S,...] and [B*S,...], whatever S is."""
     place, made = Insert(model, node), node.outputs[0]
     lead = axes.lead(made)
