@@ -66,9 +66,12 @@ class PaddingTrials:
     def _is_like(self, mask: ir.Value, token: int, check: _Check) -> bool:
         try:
             usual = _rows(self._content(mask, _COUNT))
-            return all(check(_rows(found), usual, at) for at, found in self._tried(mask, token))
+            tried = [(places, _rows(found)) for places, found in self._tried(mask, token)]
         except ProbeFailure:
             return False
+        return all(
+            found.shape == usual.shape and check(found, usual, places) for places, found in tried
+        )
 
     def counts(self, value: ir.Value) -> bool:
         """Whether a value runs over the tokens, is another at each, and passes over padding."""
@@ -78,6 +81,8 @@ class PaddingTrials:
         except ProbeFailure:
             return False
         if value.dtype == ir.DataType.BOOL or short.ndim != usual.ndim:
+            return False
+        if any(found.shape != usual.shape for _, found in tried):
             return False
         sizes = zip(short.shape, usual.shape, strict=True)
         grown = [axis for axis, (few, many) in enumerate(sizes) if few != many]
@@ -112,8 +117,14 @@ class PaddingTrials:
 
 
 def _rows(mask: Array) -> Array:
-    """[..,S,T] as [N,S,T]; queries that are all shown the same are written out."""
+    """[..,S,T] as [N,S,T]; queries that are all shown the same are written out.
+
+    Raises:
+        ProbeFailure: It does not run over queries.
+    """
     whole = np.atleast_2d(mask)
+    if whole.shape[-2] not in {1, _COUNT}:
+        raise ProbeFailure("it does not run over queries")
     keys = whole.shape[-1] if whole.shape[-1] > 1 else _COUNT
     return np.broadcast_to(whole, (*whole.shape[:-2], _COUNT, keys)).reshape(-1, _COUNT, keys)
 
@@ -123,6 +134,8 @@ def _others(places: Array) -> Array:
 
 
 def _hides_keys(found: Array, usual: Array, places: Array) -> bool:
+    if found.shape[-1] != _COUNT:
+        return False
     others = _others(places)
     seen = seen_keys(np.arange(_COUNT), _COUNT)[others]
     padding = found[:, others][:, :, places]

@@ -179,6 +179,16 @@ def test_positions_that_a_token_moves_forward_are_no_padding(graph):
     assert KV().run(flashed(graph, text(MARKS + jumping)), Context()).refusals
 
 
+def test_positions_that_padding_has_none_of_are_refused(graph):
+    """Where a row holds padding there are fewer of them."""
+    listed = """
+    where = NonZero(is_word)
+    column = Gather(where, one)
+    here = Gather(places, column)
+    """
+    assert KV().run(flashed(graph, text(HIDDEN + listed, MASKED)), Context()).refusals
+
+
 def test_a_token_that_selects_data_is_no_padding(graph, run, rng):
     tokens = rng.integers(0, VOCABULARY, (1, 10))
     tokens[0, 2:8:3] = 3
