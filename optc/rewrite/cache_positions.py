@@ -23,6 +23,7 @@ from optc.ir.positions import Positions, PositionSource
 from optc.ir.probe import Probe, ProbeFailure, data_inputs
 from optc.ir.recount import Recount, TokenAxes
 from optc.ir.size_counts import ENDLESS
+from optc.ir.size_operands import SizeOperands
 from optc.ir.steady import Steady, end_of
 
 __all__ = ["CachePositions"]
@@ -123,6 +124,7 @@ class CachePositions:
         kept = [use for use in known if use.value not in moving]
         problems += [p for use in kept if (p := steady.kept_problem(use.value, use.axis))]
         problems += [p for table in found if (p := self._prepare_table(table, steady))]
+        problems += SizeOperands(steady).problems(beside)
         return refusals + [Refusal("positions", problem) for problem in problems]
 
     def keep(self) -> dict[ir.Node, ir.Value | None]:
