@@ -18,11 +18,13 @@ from optc.core.context import Array
 from optc.ir.constants import constant
 from optc.ir.position_uses import INDEXING, size_operands
 from optc.ir.probe import Probe, ProbeFailure
-from optc.ir.steady import Steady
+from optc.ir.size_counts import FEW_ELEMENTS
+from optc.ir.steady import QUICK, Steady
 
 __all__ = ["SizeOperands"]
 
 _BOUNDS = (1, 2)
+_NOTHING = np.empty(0, np.int64)
 _FOLLOWING = {"Reshape", "Expand", "Tile", "Split"}
 """Operators that follow sizes; where their results hold tokens is looked at in `optc.ir.mixing`."""
 
@@ -99,13 +101,16 @@ class SizeOperands:
     def _index_problem(self, node: ir.Node, value: ir.Value) -> str:
         """Why an index does not take each token in its place."""
         data = node.inputs[0]
+        others: Array | None = None
         for tokens, batch in self._sizes(value):
             probe = Probe(self._steady.model, self._steady.axes.sizes(tokens, batch))
             shape = probe.shape_of(data) if data is not None else None
             content = self._content(value, tokens, batch)
             if shape is None or content is None:
                 return f"which tokens '{value.name}' chooses cannot be told"
-            if not _in_place(node, content, shape):
+            beside = _in_place(node, content, shape)
+            others = beside if others is None else others
+            if beside is None or others is None or not np.array_equal(beside, others):
                 return (
                     f"'{value.name}' chooses tokens, and not each in its place where there "
                     f"are {tokens} in {batch} row(s)"
@@ -114,7 +119,7 @@ class SizeOperands:
 
     def _sizes(self, value: ir.Value) -> list[tuple[int, int]]:
         """Numbers of tokens and of rows."""
-        alone = [(tokens, 1) for tokens in self._steady.counts(value)]
+        alone = [(tokens, 1) for tokens in self._steady.counts(value, QUICK)]
         return alone + self._steady.batches(value)
 
     def _content(self, value: ir.Value, tokens: int, batch: int) -> Array | None:
@@ -130,7 +135,9 @@ class SizeOperands:
         return self._keys[value]
 
     def _write(self, value: ir.Value) -> str:
-        node = value.producer()
+        node, content = value.producer(), constant(value)
+        if content is not None and content.size <= FEW_ELEMENTS:
+            return f"{content.dtype}{content.tolist()}"
         if node is None:
             return str(value.name)
         if node.op_type in {"Shape", "Size"}:
@@ -162,21 +169,38 @@ def _may_grow(node: ir.Node, index: int) -> tuple[bool, ...]:
     return tuple(not isinstance(shape[int(axis)], int) for axis in axes.reshape(-1))
 
 
-def _in_place(node: ir.Node, index: Array, shape: tuple[int, ...]) -> bool:
-    """Whether an index i takes the i-th along the axis that it indexes, and takes all."""
+def _in_place(node: ir.Node, index: Array, shape: tuple[int, ...]) -> Array | None:
+    """What an index says of each token besides its place; None if it does not take all in order."""
     if node.op_type in {"GatherND", "ScatterND"}:
-        return _all_in_place(node, index, shape)
-    axis = node.attributes.get_int("axis", 0)
-    each = np.arange(shape[axis])
-    if node.op_type == "Gather":
-        return np.array_equal(index.reshape(-1), each)
-    column = each.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
-    return index.shape[axis] == shape[axis] and bool((index == column).all())
+        return _coordinates(node, index, shape)
+    axis = node.attributes.get_int("axis", 0) % len(shape)
+    whole = index.reshape(-1) if node.op_type == "Gather" else index
+    along = 0 if node.op_type == "Gather" else axis
+    return _NOTHING if _counts_along(whole, along, shape[axis]) else None
 
 
-def _all_in_place(node: ir.Node, index: Array, shape: tuple[int, ...]) -> bool:
-    """The same for an index that holds coordinates."""
+def _coordinates(node: ir.Node, index: Array, shape: tuple[int, ...]) -> Array | None:
+    """The same for an index that holds coordinates, such as of some channels of each token."""
     sizes = shape[: index.shape[-1]]
-    every = np.moveaxis(np.indices(sizes), 0, -1).reshape(-1, len(sizes))
-    alone = node.attributes.get_int("batch_dims", 0) == 0
-    return alone and np.array_equal(index.reshape(-1, len(sizes)), every)
+    dims = node.inputs[0].shape if node.inputs[0] is not None else None
+    if dims is None or node.attributes.get_int("batch_dims", 0) != 0:
+        return None
+    runs = np.array([not isinstance(dim, int) for dim in dims[: len(sizes)]])
+    every = np.moveaxis(np.indices(sizes), 0, -1).reshape(-1, len(sizes)) if runs.all() else None
+    if every is not None and np.array_equal(index.reshape(-1, len(sizes)), every):
+        return _NOTHING
+    first = index
+    for i in np.flatnonzero(runs):
+        along = (a for a in range(index.ndim - 1) if _counts_along(index[..., i], a, sizes[i]))
+        axis = next(along, None)
+        if axis is None:
+            return None
+        first = first.take([0], axis)
+    beside = first[..., ~runs]
+    return beside if (index[..., ~runs] == beside).all() else None
+
+
+def _counts_along(index: Array, axis: int, size: int) -> bool:
+    """Whether it holds 0, 1, .. along an axis, and nothing else."""
+    column = np.arange(size).reshape([-1 if i == axis else 1 for i in range(index.ndim)])
+    return index.shape[axis] == size and bool((index == column).all())

@@ -23,16 +23,18 @@ import onnx_ir as ir
 
 from optc.core.context import Array
 from optc.ir.copies import Copy
-from optc.ir.cost import Cost
+from optc.ir.cost import MOST_ELEMENTS, Cost
 from optc.ir.probe import Probe, ProbeFailure, ancestors, fixed_values
 from optc.ir.recount import TokenAxes
 from optc.ir.size_counts import ENDLESS, FEW_ELEMENTS, counts_to_try
 
-__all__ = ["Steady", "end_of"]
+__all__ = ["QUICK", "Steady", "end_of"]
 
 _FEW = (1, 7)
 _NEAR = (0, 1, 2)
 _ROWS = 4
+QUICK = 1 << 20
+"""So many elements are evaluated in a moment."""
 _FARTHEST = 1 << 24
 
 
@@ -95,9 +97,15 @@ class Steady:
                 return f"'{value.name}' depends on how many rows there are"
         return self._far_problem(value)
 
-    def counts(self, value: ir.Value) -> list[int]:
-        """Numbers of tokens that a row can have and at which a value can be evaluated, in order."""
-        return [n for n in self._counts(value) if n <= self.limit and self._cost(value).affords(n)]
+    def counts(self, value: ir.Value, most: int = MOST_ELEMENTS) -> list[int]:
+        """Numbers of tokens that a row can have and at which a value can be evaluated, in order.
+
+        Args:
+            value: A value that depends on sizes only.
+            most: Elements that a value on the way may have.
+        """
+        affords = self._cost(value).affords
+        return [n for n in self._counts(value) if n <= self.limit and affords(n, most)]
 
     def batches(self, value: ir.Value) -> list[tuple[int, int]]:
         """Numbers of tokens of a row and of rows, to evaluate a value at.
@@ -105,7 +113,8 @@ class Steady:
         What changes with the number of rows, or of all their tokens, may do so at any of the
         numbers at which it may change with the number of tokens.
         """
-        rows = [n for n in self._counts(value) if n > 1 and self._cost(value).affords(n)]
+        affords = self._cost(value).affords
+        rows = [n for n in self._counts(value) if n > 1 and affords(n, QUICK)]
         return [(1, batch) for batch in rows] + [(_FEW[1], batch) for batch in rows[:_ROWS]]
 
     def settled(self, value: ir.Value) -> dict[ir.Value, Array]:
@@ -126,7 +135,17 @@ class Steady:
     def _counts(self, value: ir.Value) -> list[int]:
         return counts_to_try(self.model, value, self._fixed, self.limit)
 
+    @functools.cached_property
+    def _costs(self) -> dict[ir.Value, Cost]:
+        return {}
+
     def _cost(self, value: ir.Value) -> Cost:
+        """What it costs to evaluate a value for one row."""
+        if value not in self._costs:
+            self._costs[value] = self._measured(value)
+        return self._costs[value]
+
+    def _measured(self, value: ir.Value) -> Cost:
         def measure(count: int) -> dict[str, int]:
             probe = Probe(self.model, self.axes.sizes(count))
             probe.run(value)

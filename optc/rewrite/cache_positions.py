@@ -15,6 +15,7 @@ from optc.core.base import Refusal
 from optc.core.context import Array
 from optc.ir.copies import Copy, TokenCounts
 from optc.ir.draft import Draft
+from optc.ir.elementwise import ELEMENTWISE
 from optc.ir.flash_attention import DOMAIN, INPUTS, read_spec
 from optc.ir.mask_rows import shows_everything
 from optc.ir.position_masks import PositionMasks
@@ -29,24 +30,6 @@ from optc.ir.steady import Steady, end_of
 __all__ = ["CachePositions"]
 
 _MASK = INPUTS.index("mask")
-_BROADCAST = {
-    "Add",
-    "Sub",
-    "Mul",
-    "Div",
-    "Pow",
-    "Min",
-    "Max",
-    "Mod",
-    "Where",
-    "And",
-    "Or",
-    "Equal",
-    "Less",
-    "LessOrEqual",
-    "Greater",
-    "GreaterOrEqual",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +193,7 @@ class CachePositions:
         """[.., B*S, ..] with the batch as an axis of its own, where the user has it."""
         use, output, dims = table.use, user.outputs[0].shape, list(table.small)
         batch_at, added = 0, 0
-        if user.op_type in _BROADCAST and output is not None:
+        if user.op_type in ELEMENTWISE and output is not None:
             names = [d.value if isinstance(d, ir.SymbolicDim) else None for d in output]
             if names.count(self._axes.batch) != 1:
                 return f"the batch is no axis where '{use.value.name}' is used"
