@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 
 from optc.ir.probe import ProbeFailure
 
-__all__ = ["Cost"]
+__all__ = ["MOST_ELEMENTS", "Cost"]
 
 _FEW, _MORE = 8, 16
-_MOST_ELEMENTS = 1 << 24
+MOST_ELEMENTS = 1 << 24
+"""So many elements are evaluated where it matters."""
 
 
 class Cost:
@@ -33,12 +34,12 @@ class Cost:
         else:
             self._powers = [(size, _power(few.get(name, 0), size)) for name, size in more.items()]
 
-    def affords(self, count: int) -> bool:
-        """Whether no value on the way is larger than 2^24 elements."""
+    def affords(self, count: int, most: int = MOST_ELEMENTS) -> bool:
+        """Whether no value on the way has more than `most` elements, 2^24 if it is not said."""
         if self._powers is None:
             return count <= _MORE
         ratio = count / _MORE
-        return all(size * ratio**power <= _MOST_ELEMENTS for size, power in self._powers)
+        return all(size * ratio**power <= most for size, power in self._powers)
 
 
 def _power(few: int, more: int) -> float:

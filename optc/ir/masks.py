@@ -24,7 +24,7 @@ from optc.core.context import Array
 from optc.ir.bands import visible_band, visible_part
 from optc.ir.constants import constant
 from optc.ir.probe import Probe, ProbeFailure, ancestors, data_inputs
-from optc.ir.thresholds import Sizes, counts_past_thresholds
+from optc.ir.thresholds import Sizes, counts_past_thresholds, with_other_rows
 
 __all__ = ["KEEPS", "MaskMeaning", "read_mask"]
 
@@ -136,9 +136,21 @@ class _Reader:
             if _fits(part, pair):  # a constant table ends somewhere, and so does the model
                 seen[pair] = part
         found = _as_band(seen)
+        if not found.residual and not self._is_for_any_rows(found, padding, all_sizes[0]):
+            return MaskMeaning(residual=True, why="it depends on the number of rows")
         if found.residual or padding is None:
             return found
         return self._with_padding(found, padding, all_sizes)
+
+    def _is_for_any_rows(self, found: MaskMeaning, padding: ir.Value | None, few: Sizes) -> bool:
+        rows, columns = self._pair(few)
+        band = visible_band(rows, found.window, columns, causal=found.causal)
+        for sizes in with_other_rows(self.model, self.mask, few, self.shape.free_symbols()):
+            ones = None if padding is None else self._padding(padding, sizes, None)
+            part = self._visible(sizes, padding, ones)
+            if part is None or not _same(part, band):
+                return False
+        return True
 
     def _with_padding(
         self, found: MaskMeaning, padding: ir.Value, all_sizes: list[Sizes]

@@ -29,10 +29,7 @@ from optc.ir.places import Mixes, Places, Room, each_once, is_chunk
 from optc.ir.probe import Probe
 from optc.ir.probe_sizes import probe_sizes
 
-__all__ = ["INDEXING", "Mixing", "mixing_nodes"]
-
-INDEXING = {"Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"}
-"""Operators whose second operand says where data goes, or comes from."""
+__all__ = ["Mixing", "mixing_nodes"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optc.ir.constants import constant
+from optc.ir.elementwise import ELEMENTWISE
 from optc.ir.flash_attention import DOMAIN, INPUTS
 from optc.ir.place_moves import MOVES, Given, Made, Rule
 from optc.ir.places import Mixes, Places, Room, joined, still, widened
@@ -20,18 +21,6 @@ from optc.ir.places import Mixes, Places, Room, joined, still, widened
 __all__ = ["rule_of"]
 
 _CONTRIB = "com.microsoft"
-# fmt: off
-_ELEMENTWISE = [
-    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift",
-    "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu",
-    "Clip", "Cos", "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater",
-    "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu",
-    "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not",
-    "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign",
-    "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh",
-    "ThresholdedRelu", "Where", "Xor",
-]
-# fmt: on
 _ALONG_AXIS = ["CumProd", "CumSum", "Hardmax", "LogSoftmax", "LpNormalization", "Softmax"]
 _FROM_AXIS = ["LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"]
 # fmt: off
@@ -153,6 +142,21 @@ def _product(node: ir.Node, given: Given, room: Room) -> Made:
     return widened(made, rank)
 
 
+def _pointwise(node: ir.Node, given: Given, room: Room) -> Made:
+    """A convolution whose kernel covers one element is a product over channels."""
+    shapes = [room.shape(value) for value in node.inputs[:2]]
+    if given[0] is None or any(part is not None for part in given[1:]):
+        return None
+    if shapes[0] is None or shapes[1] is None:
+        return None
+    steps = node.attributes.get_ints("strides", [])
+    pads = node.attributes.get_ints("pads", [])
+    if {*shapes[1][2:], *steps} != {1} or any(pads):
+        return None
+    room.broadcast(node.outputs[0], (shapes[0][0], shapes[1][0], *shapes[0][2:]))
+    return still(given[0], [1])
+
+
 def _affine(node: ir.Node, given: Given, room: Room) -> Made:
     left, right, added = [*given, None][:3]
     if left is not None and node.attributes.get_int("transA", 0) != 0:
@@ -203,15 +207,18 @@ def _attention(node: ir.Node, given: Given, room: Room) -> Made:
 
 
 def _rows(places: Places, room: Room) -> Places:
+    elsewhere = "its tokens are not along the third axis, or not all of them"
+    if places.ndim != 4:
+        raise Mixes(elsewhere)
     rows = places[:, :1, :1, :1] // room.tokens
     wanted = rows * room.tokens + np.arange(room.tokens).reshape(-1, 1)
-    if places.ndim != 4 or not np.array_equal(places, wanted):
-        raise Mixes("its tokens are not along the third axis, or not all of them")
+    if not np.array_equal(places, wanted):
+        raise Mixes(elsewhere)
     return rows
 
 
 _RULES: dict[tuple[str, str], Rule] = {("", name): rule for name, rule in MOVES.items()}
-_RULES |= {("", name): _elementwise for name in _ELEMENTWISE}
+_RULES |= {("", name): _elementwise for name in ELEMENTWISE}
 _RULES |= {("", name): _along_axis for name in _ALONG_AXIS}
 _RULES |= {("", name): _from_axis for name in _FROM_AXIS}
 _RULES |= {("", name): _reduced for name in _REDUCING}
@@ -219,6 +226,7 @@ _RULES |= {
     (DOMAIN, "FlashAttention"): _attention,
     ("", "ArgMax"): _best,
     ("", "ArgMin"): _best,
+    ("", "Conv"): _pointwise,
     ("", "DequantizeLinear"): _fixed_scales,
     ("", "Dropout"): _dropout,
     ("", "Einsum"): _einsum,

@@ -38,6 +38,29 @@ def tried(node: ir.Node, given: Sequence[Places | None], room: Room) -> list[Pla
         Mixes: A part of the result moves with the data of two tokens.
         Untried: The node does not run, or nothing of the result moves.
     """
+    key = _key(node, given, room)
+    if key not in room.trials:
+        room.trials[key] = _try(node, given, room)
+    made = room.trials[key]
+    room.shapes |= {v: p.shape for v, p in zip(node.outputs, made, strict=True) if p is not None}
+    return [narrow(p if p is not None else np.full((1,), -1)) for p in made]
+
+
+def _key(node: ir.Node, given: Sequence[Places | None], room: Room) -> tuple[object, ...]:
+    """What the places follow from: the same for nodes that layers repeat, weights aside."""
+    attributes = sorted(map(str, node.attributes.values()))
+    operands = [
+        (part.shape, part.tobytes(), room.shape(value), value and value.dtype)
+        if part is not None
+        else value
+        for value, part in zip(node.inputs, given, strict=True)
+    ]
+    wanted = [bool(v.uses()) or v.is_graph_output() for v in node.outputs]
+    return node.domain, node.op_type, *attributes, *operands, *wanted
+
+
+def _try(node: ir.Node, given: Sequence[Places | None], room: Room) -> list[Places | None]:
+    """The same, in full; None for results that nobody reads."""
     found: dict[ir.Value, Array] = {}
     outputs = [value for value in node.outputs if value.uses() or value.is_graph_output()]
     if any(isinstance(value.type, (ir.SequenceType, ir.OptionalType)) for value in outputs):
@@ -56,8 +79,7 @@ def tried(node: ir.Node, given: Sequence[Places | None], room: Room) -> list[Pla
         raise Untried(f"when it is tried out, {failure}") from failure
     if any((places < 0).all() for places in found.values()):
         raise Untried("nothing of its result moves with its data")
-    room.shapes |= {value: places.shape for value, places in found.items()}
-    return [narrow(found.get(value, np.full((1,), -1))) for value in node.outputs]
+    return [found.get(value) for value in node.outputs]
 
 
 def _mark(places: Array, place: int, base: Array, other: Array) -> None:

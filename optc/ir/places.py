@@ -50,6 +50,7 @@ class Room:
         self.tokens = probe.sizes[sequence]
         self.places: dict[ir.Value | None, Places] = {}
         self.shapes: dict[ir.Value, tuple[int, ...]] = {}
+        self.trials: dict[tuple[object, ...], list[Places | None]] = {}
         self._sizes: dict[str | None, int | None] = {None: None}
 
     def shape(self, value: ir.Value | None) -> tuple[int, ...] | None:

@@ -6,18 +6,25 @@ Which values run over the sequence is found by evaluating each at two lengths.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container
+from collections.abc import Container, Iterator
 
 import numpy as np
 import onnx_ir as ir
 
 from optc.core.context import Array
 from optc.ir.flash_attention import DOMAIN, INPUTS
-from optc.ir.mixing import INDEXING
 from optc.ir.probe import Probe, ProbeFailure, fixed_values
 from optc.ir.recount import TokenAxes
 
-__all__ = ["SIZE_OPERANDS", "PositionUse", "data_uses", "growing_axes", "position_uses"]
+__all__ = [
+    "INDEXING",
+    "SIZE_OPERANDS",
+    "PositionUse",
+    "data_uses",
+    "growing_axes",
+    "position_uses",
+    "size_operands",
+]
 
 _COUNTS = (3, 7)
 # operands that say how many, never which: (op, first such input)
@@ -32,6 +39,8 @@ SIZE_OPERANDS = {
     "Split": 1,
     "TopK": 1,
 }
+INDEXING = {"Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"}
+"""Operators whose second operand says where data goes, or comes from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +74,7 @@ def position_uses(
     """
     probes = [Probe(model, axes.sizes(count, batch=2)) for count in _COUNTS]
     met = _met_by_data(model, beside)
-    found: list[PositionUse | str] = [
-        PositionUse(value, None)
-        for value in _met_by_data(model, beside, as_size=True)
-        if value not in met and _is_settled(value, probes)
-    ]
+    found: list[PositionUse | str] = []
     for value in met:
         try:
             contents = [probe.run(value) for probe in probes]
@@ -101,31 +106,38 @@ def data_uses(model: ir.Model, value: ir.Value) -> list[tuple[ir.Node, int]]:
     return [(node, index) for node, index in value.uses() if _meets(node, index, fixed, model)]
 
 
-def _is_settled(value: ir.Value, probes: list[Probe]) -> bool:
-    """Whether it is the same at a few numbers of tokens; what cannot be evaluated is not told."""
-    try:
-        short, long = (probe.run(value) for probe in probes)
-    except ProbeFailure:
-        return False
-    return np.array_equal(short, long)
+def size_operands(
+    model: ir.Model, beside: Container[ir.Node] = ()
+) -> Iterator[tuple[ir.Node, int, ir.Value]]:
+    """Where values that depend on sizes only say how many, or which tokens: node, operand, value.
 
-
-def _met_by_data(
-    model: ir.Model, beside: Container[ir.Node], *, as_size: bool = False
-) -> list[ir.Value]:
-    """Computed values that depend on sizes only and are operands of nodes that see data.
-
-    With `as_size`, those that say how many, or which.
+    Args:
+        model: The model.
+        beside: Nodes that are not about the tokens.
     """
     fixed = fixed_values(model)
-    met: dict[ir.Value, None] = {}
+    for node, index, value in _operands(model, beside, fixed):
+        if node.domain != DOMAIN and not _meets(node, index, fixed, model):
+            yield node, index, value
+
+
+def _met_by_data(model: ir.Model, beside: Container[ir.Node]) -> list[ir.Value]:
+    """Computed values that depend on sizes only and are operands of nodes that see data."""
+    fixed = fixed_values(model)
+    met = _operands(model, beside, fixed)
+    return list(dict.fromkeys(v for node, i, v in met if _meets(node, i, fixed, model)))
+
+
+def _operands(
+    model: ir.Model, beside: Container[ir.Node], fixed: dict[ir.Value | None, bool]
+) -> Iterator[tuple[ir.Node, int, ir.Value]]:
+    """What depends on sizes only, and which node that sees data has it as which operand."""
     for node in model.graph:
-        for index, value in enumerate(node.inputs if node not in beside else ()):
-            if value is None or not fixed.get(value) or not _sees_data(node, fixed, model):
-                continue
-            if as_size != _meets(node, index, fixed, model):
-                met.setdefault(value)
-    return list(met)
+        if node in beside or not _sees_data(node, fixed, model):
+            continue
+        for index, value in enumerate(node.inputs):
+            if value is not None and fixed.get(value):
+                yield node, index, value
 
 
 def _sees_data(node: ir.Node, fixed: dict[ir.Value | None, bool], model: ir.Model) -> bool:
@@ -137,6 +149,14 @@ def _meets(node: ir.Node, index: int, fixed: dict[ir.Value | None, bool], model:
         return False
     if node.domain == DOMAIN:
         return index != INPUTS.index("mask")
-    if node.op_type in INDEXING and index == 1:  # says which token of this call, see optc.ir.mixing
-        return False
+    if node.op_type in INDEXING and index == 1:
+        return not _chooses_tokens(node)
     return index < SIZE_OPERANDS.get(node.op_type, len(node.inputs))
+
+
+def _chooses_tokens(node: ir.Node) -> bool:
+    """Whether an index may say which token of this call, not only which channel of each."""
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    if shape is None or node.op_type in {"GatherND", "ScatterND"}:
+        return True
+    return not isinstance(shape[node.attributes.get_int("axis", 0)], int)

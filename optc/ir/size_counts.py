@@ -20,8 +20,8 @@ ENDLESS = 1 << 40
 FEW_ELEMENTS = 8
 """So many has what is compared with a count, at most."""
 
+_SMALL = (1, 2, 3, 4, 7)  # one token is what every step of decoding has
 _LADDER = tuple(1 << k for k in range(5, 18, 2))  # 32 .. 131072: past what changes once and for all
-_LEAST = 8
 _MOST_NUMBERS = 16
 _MOST_PAIRED = 5
 
@@ -42,7 +42,7 @@ def counts_to_try(
     pairs = list(itertools.combinations_with_replacement(numbers[:_MOST_PAIRED], 2))
     joint = {a * b for a, b in pairs} | {a + b for a, b in pairs}  # a block size times blocks
     joint = {n for n in joint if n <= _LADDER[-1]}
-    return sorted(n for n in {*_LADDER, *around, *joint, limit} if _LEAST <= n < ENDLESS)
+    return sorted(n for n in {*_SMALL, *_LADDER, *around, *joint, limit} if 0 < n < ENDLESS)
 
 
 def numbers_met(

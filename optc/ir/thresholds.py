@@ -10,7 +10,7 @@ the pass is the second line.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -18,12 +18,13 @@ from optc.core.context import Array
 from optc.ir.constants import constant, scalar
 from optc.ir.probe import Probe, ProbeFailure, ancestors
 
-__all__ = ["HIDDEN", "Sizes", "counts_past_thresholds"]
+__all__ = ["HIDDEN", "Sizes", "counts_past_thresholds", "with_other_rows"]
 
 Sizes = dict[str, int]
 HIDDEN = -1e4  # additive masks use -inf, finfo.min, or -10000 in older exports
 _LARGEST_COUNT = 8200
-_ALWAYS = (130, 515)
+_ALWAYS = (1, 2, 4, 7, 132, 517)
+_CHEAP = 64  # up to here, a number and its neighbours are tried, not only what is past it
 _MOST = 4  # of each kind, the largest
 _SCALING = {"Div", "Mod", "Mul", "BitShift"}
 _FEW = 8  # elements of a value that may be a threshold
@@ -33,7 +34,7 @@ _ENDLESS = 2**30  # from here on a number means "to the end"
 def counts_past_thresholds(
     model: ir.Model, mask: ir.Value, small: Sequence[Sizes], data: Container[ir.Value]
 ) -> list[int]:
-    """Counts just past every length at which the sub-graph may change its mind.
+    """Counts just past every length at which the sub-graph may change its mind, and few tokens.
 
     Args:
         model: The model.
@@ -55,14 +56,43 @@ def counts_past_thresholds(
     if found and max(found) > _LARGEST_COUNT:
         raise ProbeFailure(f"its sub-graph holds {max(found):g}, too large a length to try")
     single = sorted(math.ceil(n) for n in found)[-_MOST:]
-    counts = {*_ALWAYS, *single, min(math.ceil(sum(found)), _LARGEST_COUNT)}
+    counts = {*single, min(math.ceil(sum(found)), _LARGEST_COUNT)}
     if _scales(mask):
         factors = {*found, *(1 / n for n in found if n < 1)}
         products = {math.ceil(a * b) for a in factors for b in factors if a >= 1}
         counts |= set(sorted(n for n in products if n <= _LARGEST_COUNT)[-_MOST:])
         counts |= {math.ceil(1 / n) for n in found if n < 1}
     whole = [n for n in tables if n <= _LARGEST_COUNT][:_MOST]
-    return sorted({*(n + 2 for n in counts if n), *whole})
+    near = {math.ceil(n) + step for n in found if n <= _CHEAP for step in (-1, 0, 1)}
+    return sorted({*_ALWAYS, *(n for n in near if n > 0), *(n + 2 for n in counts if n), *whole})
+
+
+def with_other_rows(
+    model: ir.Model, mask: ir.Value, sizes: Sizes, own: Container[str]
+) -> Iterator[Sizes]:
+    """The same sizes with others on the axes that the mask measures besides its own, such as rows.
+
+    Args:
+        model: The model.
+        mask: The mask.
+        sizes: Sizes of all axes.
+        own: Symbols of the mask's own axes.
+    """
+    measured = [_measured(value) for value in ancestors(mask)]
+    symbols = {s for shape in measured if shape is not None for s in shape.free_symbols()}
+    other = sorted(s for s in symbols if s in sizes and s not in own)
+    numbers = {math.ceil(n) for v in ancestors(mask) for n in _numbers([Probe(model, sizes)], v)}
+    near = {n + step for n in numbers if n <= _CHEAP for step in (-1, 0, 1)}
+    for count in sorted({1, 2, 3, 5, *near} - {0}) if other else ():
+        yield sizes | dict.fromkeys(other, count)
+
+
+def _measured(value: ir.Value) -> ir.Shape | None:
+    """The shape that a `Shape` or `Size` reads."""
+    node = value.producer()
+    if node is None or node.op_type not in {"Shape", "Size"} or node.inputs[0] is None:
+        return None
+    return node.inputs[0].shape
 
 
 def _scales(mask: ir.Value) -> bool:

@@ -15,6 +15,7 @@ from optc.core.base import Refusal
 from optc.core.context import Array
 from optc.ir.copies import Copy, TokenCounts
 from optc.ir.draft import Draft
+from optc.ir.elementwise import ELEMENTWISE
 from optc.ir.flash_attention import DOMAIN, INPUTS, read_spec
 from optc.ir.mask_rows import shows_everything
 from optc.ir.position_masks import PositionMasks
@@ -23,29 +24,12 @@ from optc.ir.positions import Positions, PositionSource
 from optc.ir.probe import Probe, ProbeFailure, data_inputs
 from optc.ir.recount import Recount, TokenAxes
 from optc.ir.size_counts import ENDLESS
+from optc.ir.size_operands import SizeOperands
 from optc.ir.steady import Steady, end_of
 
 __all__ = ["CachePositions"]
 
 _MASK = INPUTS.index("mask")
-_BROADCAST = {
-    "Add",
-    "Sub",
-    "Mul",
-    "Div",
-    "Pow",
-    "Min",
-    "Max",
-    "Mod",
-    "Where",
-    "And",
-    "Or",
-    "Equal",
-    "Less",
-    "LessOrEqual",
-    "Greater",
-    "GreaterOrEqual",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +107,7 @@ class CachePositions:
         kept = [use for use in known if use.value not in moving]
         problems += [p for use in kept if (p := steady.kept_problem(use.value, use.axis))]
         problems += [p for table in found if (p := self._prepare_table(table, steady))]
+        problems += SizeOperands(steady).problems(beside)
         return refusals + [Refusal("positions", problem) for problem in problems]
 
     def keep(self) -> dict[ir.Node, ir.Value | None]:
@@ -208,7 +193,7 @@ class CachePositions:
         """[.., B*S, ..] with the batch as an axis of its own, where the user has it."""
         use, output, dims = table.use, user.outputs[0].shape, list(table.small)
         batch_at, added = 0, 0
-        if user.op_type in _BROADCAST and output is not None:
+        if user.op_type in ELEMENTWISE and output is not None:
             names = [d.value if isinstance(d, ir.SymbolicDim) else None for d in output]
             if names.count(self._axes.batch) != 1:
                 return f"the batch is no axis where '{use.value.name}' is used"

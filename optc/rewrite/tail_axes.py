@@ -11,14 +11,10 @@ import itertools
 import onnx_ir as ir
 
 from optc.ir.constants import constant
+from optc.ir.elementwise import ELEMENTWISE
 
 __all__ = ["TailAxes"]
 
-_ELEMENT_WISE = """Abs Add And Cast Ceil Celu Clip Cos Div Elu Equal Erf Exp Floor Gelu Greater
-    GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Min
-    Mish Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt
-    Sub Swish Tanh ThresholdedRelu Where"""
-_BY_ELEMENT = frozenset(_ELEMENT_WISE.split())
 _FIRST_ONLY = {"MatMul", "Gemm", "QuantizeLinear", "DequantizeLinear"}
 _FROM_AXIS = {"LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax", "Concat", "Split"}
 _SAMPLES = ((5, 7), (11, 3))  # sizes at which an axis B*S is told from others
@@ -76,7 +72,7 @@ class TailAxes:
             return over == inputs[:1] and self._rest(over[0]) == self._rest(node.outputs[0])
         if len(leads) > 1:
             return False
-        if op in _BY_ELEMENT:
+        if op in ELEMENTWISE:
             return len({len(value.shape or ()) for value in (*over, *node.outputs)}) == 1
         if op in _FIRST_ONLY:
             inner = len(over[0].shape or ()) - 1

@@ -171,3 +171,30 @@ def test_more_keys_than_queries_are_aligned_at_the_end(graph):
     }""")
     mask = model.graph.outputs[0]
     assert read_mask(model, mask, "s", "p + s") == MaskMeaning(causal=True)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "limit = Constant<value_int = 6>()\nodd = Equal(count, limit)",
+        "limit = Constant<value_int = 2>()\nodd = LessOrEqual(count, limit)",
+        "limit = Constant<value_int = 20>()\nodd = Equal(count, limit)",
+        "rows = Shape<start = 0, end = 1>(x)\nodd = Equal(rows, axis)",
+        "rows = Shape<start = 0, end = 1>(x)\nlimit = Constant<value_ints = [9]>()\n"
+        "odd = Greater(rows, limit)",
+    ],
+    ids=["6 tokens", "2 or less", "20 tokens", "1 row", "over 9 rows"],
+)
+def test_what_is_another_at_a_small_size_is_handed_over(condition, graph):
+    """Elsewhere each token sees itself only, and at that size the one before too."""
+    body = f"""
+        {condition}
+        before = Sub(i, one)
+        same = Equal(j, i)
+        last = Equal(j, before)
+        also = And(last, odd)
+        m = Or(same, also)
+    """
+    assert meaning(mask_model(graph, body)).residual
+    never = body.replace("m = Or(same, also)", "m = Identity(same)")
+    assert meaning(mask_model(graph, never)) == MaskMeaning(causal=True, window=1)

@@ -14,6 +14,7 @@ from mixing_graphs import APART, MIXING, RANGE, graph_text
 
 from optc.core.context import Context
 from optc.ir.mixing import mixing_nodes
+from optc.ir.probe import Probe
 from optc.passes.flash import Flash
 
 TOKENS = (0, 3, 4, 9)
@@ -142,3 +143,65 @@ def test_attention_looks_for_tokens_along_its_third_axis(axis, found, graph):
     model = graph(graph_text(ATTENTION.replace("AXIS", axis)))
     assert Flash().run(model, Context()).rewrites == 1
     assert [m.node.op_type for m in mixing_nodes(model, "s")] == found
+
+
+REASONS = {
+    "a result has some of them more than once": "y = Concat<axis = 1>(x, x)",
+    "its result is as long as the call where it holds no tokens": RANGE
+    + """
+        along = Constant<value_ints = [2]>()
+        each = Unsqueeze(x, along)
+        front = Constant<value_ints = [1, 1]>()
+        behind = Constant<value_ints = [1]>()
+        target = Concat<axis = 0>(front, size, behind)
+        wide = Expand(each, target)
+        y = ReduceMax<keepdims = 0>(wide, along)
+    """,
+    "its tokens are not along the third axis, or not all of them": ATTENTION.replace("AXIS", "2"),
+    "its queries are no tokens": """
+        axis = Constant<value_ints = [1]>()
+        heads = Unsqueeze(x, axis)
+        sizes = Shape(heads)
+        asked = ConstantOfShape<value = float[1] {0.5}>(sizes)
+        mixed = Attention<is_causal = 1>(asked, heads, heads)
+        y = Squeeze(mixed, axis)
+    """,
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_the_reason_is_said(reason, graph):
+    model = graph(graph_text(REASONS[reason]))
+    Flash().run(model, Context())
+    (found,) = mixing_nodes(model, "s")
+    assert reason in found.reason
+
+
+POINTWISE = APART["a filter of one"]
+
+
+def test_a_convolution_of_kernel_one_is_never_computed(graph, monkeypatch):
+    monkeypatch.setattr("optc.ir.mixing.tried", None)
+    assert mixing_nodes(graph(graph_text(POINTWISE)), "s") == []
+
+
+def test_what_layers_repeat_is_tried_out_once(graph, monkeypatch):
+    """A convolution with a kernel that is wider, of which only the middle is not 0."""
+    once = POINTWISE.replace(
+        "float[2,2,1] {1.0, 2.0, -1.0, 0.5}", "float[2,2,3] {0, 1, 0, 0, 2, 0, 0, -1, 0, 0, 0.5, 0}"
+    )
+    once = once.replace("Conv(", "Conv<pads = [1, 1]>(")
+    twice = once.replace("y = ", "again = Conv<pads = [1, 1]>(made, w)\ny = ")
+    twice = twice.replace("](made)", "](again)")
+    runs: list[str] = []
+    run = Probe.run
+
+    def counted(self, target, given=None):
+        runs.append(str(target.name))
+        return run(self, target, given)
+
+    monkeypatch.setattr(Probe, "run", counted)
+    assert mixing_nodes(graph(graph_text(once)), "s") == []
+    alone = len(runs)
+    assert mixing_nodes(graph(graph_text(twice)), "s") == []
+    assert 0 < alone == len(runs) - alone

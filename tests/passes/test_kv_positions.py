@@ -29,6 +29,24 @@ GRAPHS = {
     **{f"bias-{name}": decoder("none", bias=text) for name, text in BIASES.items()},
     **{f"input-{name}": decoder("none", companion=given) for name, given in COMPANIONS.items()},
 }
+HERE = "here = Gather(places, range)\n"
+JOINED = {
+    "Sum": HERE + "x = Sum(words, here)",
+    "Mean": HERE + "x = Mean(words, here)",
+    "PRelu": HERE + "x = PRelu(words, here)",
+    "Xor": HERE
+    + """
+    above = Greater(words, here)
+    far = Constant<value_float = 0.1>()
+    large = Greater(here, far)
+    either = Xor(above, large)
+    x = Cast<to = 1>(either)
+    """,
+}
+GRAPHS |= {
+    f"table-{op}": decoder("none").replace("x = Identity(words)", lines)
+    for op, lines in JOINED.items()
+}
 UNCLEAR = {
     "by_length": (decoder("none", bias=UNCLEAR_BIASES["by_length"]), "is not understood"),
     "from_the_last": (decoder("none", bias=UNCLEAR_BIASES["from_the_last"]), "is not understood"),
