@@ -20,6 +20,7 @@ from optc.api.sessions import OpenBundle, open_bundle
 from optc.api.workload import Workload
 from optc.core.context import Progress, no_progress
 from optc.core.errors import UnsupportedError, UsageError
+from optc.core.session import encoder_limits
 from optc.ir.interface import complete_feeds
 from optc.runtime.encoder import has_encoder
 from optc.runtime.generate import generate
@@ -153,14 +154,26 @@ class _Runner:
         Raises:
             UnsupportedError: There is not; the message names the bundle.
         """
-        if self._limit is None or not all(case.batch for case in cases):
+        if not all(case.batch for case in cases):
+            return
+        self._check_encoder(max(case.prompt_tokens for case in cases), where)
+        if self._limit is None:
             return
         # What an encoder reads is not in the decoder's cache.
         prompt = 1 if has_encoder(self._session) else max(case.prompt_tokens for case in cases)
         longest = prompt + self._new_tokens - 1
         if longest > self._limit.tokens:
             problem = f"{longest} tokens do not fit: {self._limit}"
-            remedy = "give smaller numbers to --prompt-lengths or --new-tokens"
+            encoded = has_encoder(self._session)
+            lengths = "--new-tokens" if encoded else "--prompt-lengths or --new-tokens"
+            remedy = f"give smaller numbers to {lengths}"
+            raise UnsupportedError(problem, where=where, remedy=remedy)
+
+    def _check_encoder(self, prompt: int, where: str) -> None:
+        most = encoder_limits(self._session).tokens
+        if has_encoder(self._session) and most is not None and prompt > most:
+            problem = f"{prompt} tokens do not fit: the encoder has positions for {most}"
+            remedy = "give smaller numbers to --prompt-lengths"
             raise UnsupportedError(problem, where=where, remedy=remedy)
 
     def time(self, case: Case) -> _Sample:

@@ -10,7 +10,7 @@ from typing import Any
 from optc.api.prompts import begin
 from optc.api.sessions import open_bundle
 from optc.core.context import Feeds, Progress, no_progress
-from optc.core.errors import UsageError
+from optc.runtime.arguments import check_count, texts
 from optc.runtime.sampling import GREEDY, Sampling
 from optc.runtime.text import Completion, complete
 
@@ -54,14 +54,14 @@ def _ignore(row: int, text: str) -> None:
 
 def run(
     bundle: str | Path,
-    prompts: Sequence[str] = (),
+    prompts: str | Sequence[str] = (),
     *,
     inputs: Feeds | None = None,
     decoder_start: Sequence[int] | None = None,
     max_tokens: int | None = None,
     chat: bool = False,
     sampling: Sampling = GREEDY,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     on_text: Callable[[int, str], None] = _ignore,
     progress: Progress = no_progress,
 ) -> RunResult:
@@ -69,7 +69,8 @@ def run(
 
     Args:
         bundle: The bundle's folder.
-        prompts: Texts; they may differ in length. A decoder continues them, an encoder reads them.
+        prompts: A text, or several, which may differ in length. A decoder continues them, an
+            encoder reads them.
         inputs: What an encoder takes, by name, in place of texts; the first axis is the row.
         decoder_start: Token ids that a decoder beside an encoder starts with; those of the model's
             configuration by default.
@@ -87,10 +88,10 @@ def run(
             the model; see also `optc.api.prompts.begin`.
         UsageError: Nothing to do.
     """
-    if max_tokens is not None and max_tokens < 1:
-        raise UsageError("at least one new token must be asked for", where="max_tokens")
+    if max_tokens is not None:
+        check_count(max_tokens, "max_tokens")
     with open_bundle(bundle, progress=progress) as opened:
-        start = begin(opened, prompts, inputs=inputs, chat=chat, decoder_start=decoder_start)
+        start = begin(opened, texts(prompts), inputs=inputs, chat=chat, decoder_start=decoder_start)
         with start.explained():
             found = complete(
                 opened.session,

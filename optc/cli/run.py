@@ -60,7 +60,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Generate text with a bundle."""
-    from optc.api.prompts import load_arrays
+    from optc.api.arrays import load_arrays
     from optc.api.run import run as generate
     from optc.runtime.sampling import Sampling
 

@@ -99,8 +99,16 @@ def _limits(session: Session) -> Iterator[Limit]:
         yield Limit(most, "the model has positions for", Finish.CONTEXT)
 
 
-def check_length(limit: Limit | None, prompts: Sequence[Sequence[int]], new: int) -> None:
+def check_length(
+    limit: Limit | None, prompts: Sequence[Sequence[int]], new: int, *, encoded: bool = False
+) -> None:
     """See that prompts and `new` tokens behind each fit; the last new token needs no place.
+
+    Args:
+        limit: Most tokens of a row.
+        prompts: Token ids that each row begins with.
+        new: New tokens of each row.
+        encoded: Whether an encoder reads the prompts that people gave, and not these rows.
 
     Raises:
         UnsupportedError: They do not; the message has the limit, and what would fit.
@@ -113,7 +121,8 @@ def check_length(limit: Limit | None, prompts: Sequence[Sequence[int]], new: int
         name = f"prompt {which}" if len(prompts) > 1 else "the prompt"
         problem = f"{name} has {longest} tokens, {limit}"
         raise UnsupportedError(problem, remedy="give a shorter one")
+    what, shorter = ("start", "") if encoded else ("prompt", ", or give a shorter prompt")
     raise UnsupportedError(
-        f"prompt and new tokens need {longest + new - 1} places, {limit}",
-        remedy=f"ask for at most {limit.tokens - longest + 1} new tokens, or give a shorter prompt",
+        f"{what} and new tokens need {longest + new - 1} places, {limit}",
+        remedy=f"ask for at most {limit.tokens - longest + 1} new tokens{shorter}",
     )

@@ -16,6 +16,7 @@ from optc.core.context import Array, Feeds
 from optc.core.errors import UnsupportedError, UsageError
 from optc.core.session import Port, Session
 from optc.ir.interface import LENGTHS, LOGITS, NEW_LENGTHS, cache_ports, token_name
+from optc.runtime.arguments import check_arrays
 from optc.runtime.cache import make_cache
 
 __all__ = [
@@ -74,11 +75,12 @@ def make_stepper(
         chunk: Largest number of tokens of a row in one call; only with a cache.
 
     Raises:
+        UsageError: Inputs that the graph has not, or of other rows; a token that the model has not.
         UnsupportedError: Not a language model; an input nobody can fill; a batch that the engine
             was not built for.
     """
-    extra = dict(inputs or {})
     ports = {port.name: port for port in session.inputs}
+    extra = check_arrays(inputs or {}, list(ports))
     ids = token_name(ports)
     if ids is None or LOGITS not in {port.name for port in session.outputs}:
         raise UnsupportedError(f"the engine has no input 'input_ids' or no output '{LOGITS}'")
