@@ -102,7 +102,7 @@ def _with_encoder(
     if inputs is None and not reads_text(session):
         problem = f"its encoder takes no text but {say_ports(encoder_ports(session))}"
         remedy = "give these arrays with --inputs file.npz"
-        raise UnsupportedError(problem, where=str(opened.bundle.folder), remedy=remedy)
+        raise UnsupportedError(problem, where=opened.bundle.given, remedy=remedy)
     config = read_start(opened.bundle.tokenizer)
     start = config.tokens() if decoder_start is None else tuple(decoder_start)
     if inputs is not None:

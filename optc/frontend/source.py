@@ -91,7 +91,11 @@ def describe_model(model: Any, tokenizer: Any, label: str) -> Source:
     model = model.eval()
     takes = inspect.signature(model.forward).parameters
     if "decoder_input_ids" in takes:
-        raise NotYetError("encoder-decoder models are not exported yet", where=label)
+        problem = "an encoder-decoder is not exported by folder yet"
+        remedy = (
+            "write a factory, as docs/kv-encoder-decoder.md shows, and give package.module:factory"
+        )
+        raise NotYetError(problem, where=label, remedy=remedy)
     if model.main_input_name != "input_ids":
         problem = f"a model that takes '{model.main_input_name}' is not exported by folder yet"
         remedy = "write a factory and give package.module:factory"

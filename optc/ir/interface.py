@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = [
+    "DECODER_TOKENS",
     "LENGTHS",
     "LOGITS",
     "NEW_LENGTHS",

@@ -81,9 +81,7 @@ def make_stepper(
     """
     ports = {port.name: port for port in session.inputs}
     extra = check_arrays(inputs or {}, list(ports))
-    ids = token_name(ports)
-    if ids is None or LOGITS not in {port.name for port in session.outputs}:
-        raise UnsupportedError(f"the engine has no input 'input_ids' or no output '{LOGITS}'")
+    ids = _tokens_of_generator(session)
     _check_batch(ports[ids], len(prompts))
     caches = cache_ports(session.inputs)
     cached = bool(caches) and LENGTHS in ports
@@ -93,6 +91,23 @@ def make_stepper(
     if cached:
         return CachedStepper(session, len(prompts), tokens, inputs=extra, chunk=chunk)
     return RecomputeStepper(session, len(prompts), inputs=extra)
+
+
+def _tokens_of_generator(session: Session) -> str:
+    """Name of the token input of what gives the logits of next tokens."""
+    ids = token_name(port.name for port in session.inputs)
+    if ids is None:
+        raise UnsupportedError("it does not generate: the engine has no input 'input_ids'")
+    shapes = {port.name: port.shape for port in session.outputs}
+    if LOGITS not in shapes:
+        has = ", ".join(name for name in shapes)
+        problem = f"it does not generate: the engine has no output '{LOGITS}' (it has {has})"
+        raise UnsupportedError(problem)
+    if len(shapes[LOGITS]) != 3:
+        shape = ", ".join(map(str, shapes[LOGITS]))
+        problem = f"it does not generate: its '{LOGITS}' are [{shape}], not of a next token"
+        raise UnsupportedError(problem)
+    return ids
 
 
 def _check_batch(tokens: Port, batch: int) -> None:

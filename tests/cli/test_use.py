@@ -296,15 +296,19 @@ def test_passes_are_described_from_their_classes(optc: Optc) -> None:
 
 @pytest.mark.parametrize(
     ("name", "example"),
-    [("kv", "kv:layout=concat"), ("quant", "quant:scheme=w8"), ("flash", "flash:partial=true")],
+    [
+        ("kv", "flash,kv:layout=concat"),
+        ("quant", "quant:scheme=w8"),
+        ("flash", "flash:partial=true"),
+    ],
 )
 def test_the_example_of_a_pass_is_valid_and_changes_something(
     name: str, example: str, optc: Optc
 ) -> None:
     assert optc("passes", name).out.splitlines()[-1] == f"for example: --passes {example}"
-    assert Pipeline.parse(example, registries.passes()).passes != (
-        registries.passes().load(name)(),
-    )
+    last = Pipeline.parse(example, registries.passes()).passes[-1]
+    assert last.name == name
+    assert last != registries.passes().load(name)()
 
 
 def test_an_installed_extension_is_listed_with_its_owner(
