@@ -94,14 +94,17 @@ def _only_sizes(value: ir.Value) -> bool:
 
 
 def _positions(model: ir.Model, rows: int, indices: ir.Value) -> int | None:
-    """Tokens of the encoder that a table has rows for; None if it is not read one row a token."""
+    """Tokens of the encoder that a table has rows for; None if it is not read one row a token.
+
+    One token more than there are rows: what stops at the last row has no limit.
+    """
     name = str(indices.name)
-    feeds = (_feeds(model, count) for count in (1, rows))
+    feeds = (_feeds(model, count) for count in (1, rows + 1))
     try:
         first, last = (found[name] for found in OrtEvaluator()(model, feeds, fetch=[name]))
     except UnsupportedError:
         return None
-    if not first.size or int(last.max()) - int(first.max()) != rows - 1:
+    if not first.size or int(last.max()) - int(first.max()) != rows:
         return None
     return rows - int(first.max())
 
