@@ -68,6 +68,7 @@ class KV(Pass):
 
     name: ClassVar[str] = "kv"
     after: ClassVar[tuple[str, ...]] = ("prune", "flash")
+    needs: ClassVar[tuple[str, ...]] = ("flash",)
 
     layout: str = option(
         "auto",
@@ -93,7 +94,8 @@ class KV(Pass):
         if self.layout == "concat" and self.max is not None:
             raise UsageError("a growing cache has no size", where="kv:max", remedy="drop max")
         if self.max is not None and self.max >= 1 << 31:
-            raise UsageError("runtimes count tokens in 31 bits", where="kv:max")
+            problem = "runtimes count tokens in 31 bits"
+            raise UsageError(problem, where="kv:max", remedy=f"the largest is {(1 << 31) - 1}")
 
     @property
     def promised(self) -> str:
@@ -108,6 +110,10 @@ class KV(Pass):
                 where="pass 'kv'",
                 remedy="run 'flash' too: --passes flash,kv",
             )
+        causal = any(read_spec(node).causal for node in flash_attention_nodes(model))
+        if LOGITS not in {v.name for v in model.graph.outputs} and not causal:
+            problem = "the graph is an encoder: no attention is causal, so it generates nothing"
+            raise UnsupportedError(problem, where="pass 'kv'", remedy="leave 'kv' out")
         read_decoder(model)
         if LOGITS not in {v.name for v in model.graph.outputs}:
             names = ", ".join(str(v.name) for v in model.graph.outputs)

@@ -19,10 +19,13 @@ from optc.api.outputs import folder_bytes
 from optc.api.sessions import OpenBundle, open_bundle
 from optc.api.workload import Workload
 from optc.core.context import Progress, no_progress
-from optc.core.errors import UnsupportedError, UsageError
-from optc.ir.interface import complete_feeds
+from optc.core.errors import NotEnoughMemoryError, UnsupportedError, UsageError
+from optc.core.machine import memory_bytes
+from optc.core.session import encoder_limits
+from optc.ir.cache_memory import cache_bytes, gigabytes
+from optc.ir.interface import LOGITS, cache_ports, complete_feeds
 from optc.runtime.encoder import has_encoder
-from optc.runtime.generate import generate
+from optc.runtime.generate import PREFILL_CHUNK, generate
 from optc.runtime.limits import smallest_limit
 
 __all__ = ["BenchResult", "Case", "Timing", "bench"]
@@ -97,6 +100,7 @@ class BenchResult:
 
 
 _Sample = tuple[float, float | None]
+_FLOAT = 4  # bytes of a logit
 
 
 def bench(
@@ -153,14 +157,43 @@ class _Runner:
         Raises:
             UnsupportedError: There is not; the message names the bundle.
         """
-        if self._limit is None or not all(case.batch for case in cases):
+        if not all(case.batch for case in cases):
             return
+        self._check_encoder(max(case.prompt_tokens for case in cases), where)
         # What an encoder reads is not in the decoder's cache.
-        prompt = 1 if has_encoder(self._session) else max(case.prompt_tokens for case in cases)
-        longest = prompt + self._new_tokens - 1
+        longest = 1 if has_encoder(self._session) else max(case.prompt_tokens for case in cases)
+        self._check_memory(max(case.batch for case in cases), longest, where)
+        if self._limit is None:
+            return
+        longest += self._new_tokens - 1
         if longest > self._limit.tokens:
             problem = f"{longest} tokens do not fit: {self._limit}"
-            remedy = "give smaller numbers to --prompt-lengths or --new-tokens"
+            encoded = has_encoder(self._session)
+            lengths = "--new-tokens" if encoded else "--prompt-lengths or --new-tokens"
+            remedy = f"give smaller numbers to {lengths}"
+            raise UnsupportedError(problem, where=where, remedy=remedy)
+
+    def _check_memory(self, rows: int, prompt: int, where: str) -> None:
+        """Caches, and the logits of the first step, are most of what grows with the batch."""
+        caches = cache_bytes(cache_ports(self._session.inputs), rows, prompt + self._new_tokens)
+        shapes = [port.shape for port in self._session.outputs if port.name == LOGITS]
+        vocabulary = shapes[0][-1] if shapes else 1
+        words = vocabulary if isinstance(vocabulary, int) else 1
+        needed = caches + rows * min(prompt, PREFILL_CHUNK) * words * _FLOAT
+        there = memory_bytes()
+        if there is not None and needed > there:
+            problem = f"{rows} prompts at a time need {gigabytes(needed)} for caches and logits"
+            raise NotEnoughMemoryError(
+                f"{problem}, this machine has {gigabytes(there)}",
+                where=where,
+                remedy="give smaller numbers to --batch",
+            )
+
+    def _check_encoder(self, prompt: int, where: str) -> None:
+        most = encoder_limits(self._session).tokens
+        if has_encoder(self._session) and most is not None and prompt > most:
+            problem = f"{prompt} tokens do not fit: the encoder has positions for {most}"
+            remedy = "give smaller numbers to --prompt-lengths"
             raise UnsupportedError(problem, where=where, remedy=remedy)
 
     def time(self, case: Case) -> _Sample:

@@ -15,6 +15,7 @@ from optc.api.policies import fitted, policy_for
 from optc.api.registries import passes as pass_registry
 from optc.api.registries import targets as target_registry
 from optc.api.result import BuildResult
+from optc.api.room import check_not_built, room_note
 from optc.api.samples import calibration_of, find_reference
 from optc.bundle.sign import check_private_key, sign_bundle
 from optc.bundle.write import check_writable, write_bundle
@@ -91,6 +92,7 @@ def build(
 
     with stage(progress, "reading the model"):
         graph = load_canonical(source)
+    check_not_built(graph, source)
     limits = fitted(limits, graph)
     truth = find_reference(graph, source, reference, seed=seed, log=log, progress=progress)
     samples = calibration_of(truth, calibration, graph)
@@ -105,6 +107,8 @@ def build(
 
     with stage(progress, "lowering"):
         lowered = _lower(goal, graph)
+    if (note := room_note(lowered, source.parent)) is not None:
+        log(f"note: {note}")
     packer = Packer(
         model=source,
         target=goal,

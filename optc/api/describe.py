@@ -45,6 +45,7 @@ class PassInfo:
         available: False for what is planned.
         promise: `exact` or `measured`; None for what is planned.
         after: Passes that run before it, when they run at all.
+        needs: Those of them without which it has nothing to do.
         owner: Distribution that defines it.
         options: Its options, in the order in which a bare value is taken.
     """
@@ -55,6 +56,7 @@ class PassInfo:
     available: bool = True
     promise: str | None = None
     after: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     owner: str = "optc"
     options: tuple[OptionInfo, ...] = ()
 
@@ -103,6 +105,7 @@ def describe_pass(name: str) -> PassInfo:
         text=text,
         promise=cls.promise,
         after=cls.after,
+        needs=cls.needs,
         owner=registry.owner(name),
         options=_options(cls),
     )

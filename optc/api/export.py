@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from optc.api.log import Log, silent
 from optc.core.context import Progress, no_progress
 from optc.frontend.export import export_model, write_reference
 
@@ -19,6 +20,7 @@ def export(
     samples: int = 8,
     seed: int = 0,
     progress: Progress = no_progress,
+    log: Log = silent,
 ) -> Path:
     """Export a model to ONNX, with what PyTorch answers on real inputs.
 
@@ -29,7 +31,7 @@ def export(
     """
     return export_model(
         source, Path(out), opset=opset, texts=_path(texts), samples=samples, seed=seed,
-        progress=progress,
+        progress=progress, log=log,
     )  # fmt: skip
 
 
@@ -42,6 +44,7 @@ def reference(
     samples: int = 8,
     seed: int = 0,
     progress: Progress = no_progress,
+    log: Log = silent,
 ) -> Path:
     """Write what PyTorch answers for an ONNX file that came from elsewhere.
 
@@ -53,6 +56,7 @@ def reference(
         samples: Number of judged samples.
         seed: Seed of everything random.
         progress: Told about each stage.
+        log: Given a line for each input that the samples prove little about.
 
     Returns:
         Path of the file.
@@ -60,7 +64,7 @@ def reference(
     where = Path(model).with_name("reference.npz") if out is None else Path(out)
     return write_reference(
         Path(model), source, where, texts=_path(texts), samples=samples, seed=seed,
-        progress=progress,
+        progress=progress, log=log,
     )  # fmt: skip
 
 

@@ -180,8 +180,9 @@ def context_of(asked: int | None, limits: Sequence[Limit], where: str) -> int:
         problem = f"a sequence of {asked} tokens is none"
         raise UsageError(problem, where="--context", remedy="give a positive number")
     if asked is not None and least is not None and asked > least.tokens:
-        problem = f"a sequence of {asked} tokens does not fit"
-        raise UsageError(problem, where="--context", remedy=str(least))
+        problem = f"a sequence of {asked} tokens does not fit, {least}"
+        remedy = f"give at most {least.tokens}"
+        raise UsageError(problem, where="--context", remedy=remedy)
     return asked or (least.tokens if least is not None else 0)
 
 

@@ -10,26 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-import numpy as np
-
+from optc.api.arrays import check_arrays
 from optc.api.sessions import OpenBundle
 from optc.core.context import Array, Feeds
-from optc.core.errors import InputError, UnsupportedError, UsageError
-from optc.core.registry import suggestion
-from optc.core.session import Session
+from optc.core.errors import UnsupportedError, UsageError
+from optc.runtime.arguments import check_text, named
 from optc.runtime.encoder import encoder_ports, has_encoder, reads_text, say_ports, text_inputs
 from optc.runtime.start import read_start
-from optc.targets.feeds import check_feeds
 
-__all__ = ["Beginning", "begin", "load_arrays"]
-
-# What the zip reader raises on damaged bytes; RuntimeError is an entry that claims encryption.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+__all__ = ["Beginning", "begin"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +108,11 @@ def _with_encoder(
     if inputs is None and not reads_text(session):
         problem = f"its encoder takes no text but {say_ports(encoder_ports(session))}"
         remedy = "give these arrays with --inputs file.npz"
-        raise UnsupportedError(problem, where=str(opened.bundle.folder), remedy=remedy)
+        raise UnsupportedError(problem, where=opened.bundle.given, remedy=remedy)
     config = read_start(opened.bundle.tokenizer)
     start = config.tokens() if decoder_start is None else tuple(decoder_start)
     if inputs is not None:
-        count = _check_arrays(session, inputs)
+        count = check_arrays(session, inputs)
         return Beginning((None,) * count, (start,) * count, dict(inputs), len(start) * count)
     texts = _tokens(opened, prompts, chat)
     feeds = text_inputs(session, texts, padding=config.padding)
@@ -139,45 +130,10 @@ def _too_long(longest: int, limit: int | None) -> str:
 def _tokens(opened: OpenBundle, prompts: Sequence[str], chat: bool) -> tuple[tuple[int, ...], ...]:
     if not prompts:
         raise UsageError("there is no prompt", remedy="give one with --prompt")
+    for number, text in enumerate(prompts, start=1):
+        check_text(text, named("prompt", number, len(prompts)))
     tokenizer = opened.tokenizer
     if chat:
         talks = [[{"role": "user", "content": text}] for text in prompts]
         return tuple(tuple(tokenizer.encode_chat(talk)) for talk in talks)
     return tuple(tuple(tokenizer.encode(text)) for text in prompts)
-
-
-def _check_arrays(session: Session, inputs: Feeds) -> int:
-    """See that the arrays are what the encoder takes; the number of rows."""
-    wanted = encoder_ports(session)
-    names = [port.name for port in wanted]
-    unknown = next((name for name in inputs if name not in names), None)
-    if unknown is not None:
-        problem = f"the encoder takes no '{unknown}', but {say_ports(wanted)}"
-        raise UsageError(problem, remedy=suggestion(unknown, names))
-    missing = [port for port in wanted if port.name not in inputs]
-    if missing:
-        raise UsageError(f"the encoder's input {say_ports(missing)} is not given")
-    check_feeds(wanted, inputs)
-    counts = {array.shape[0] for array in inputs.values() if array.ndim}
-    if len(counts) > 1 or not min(counts, default=1):
-        sizes = ", ".join(f"'{name}' has {len(a)} rows" for name, a in inputs.items() if a.ndim)
-        raise UsageError(f"inputs have one number of rows, at least one, but {sizes}")
-    return min(counts, default=1)
-
-
-def load_arrays(path: str | Path) -> dict[str, Array]:
-    """Read an `.npz` file, without pickles.
-
-    Raises:
-        InputError: No such file, or none that holds named arrays.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError("no such file", where=str(path))
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, AttributeError, TypeError, *_DAMAGE) as error:
-        problem = f"not an .npz file of arrays ({type(error).__name__}: {error})"
-        remedy = "write it with numpy.savez(file, name=array)"
-        raise InputError(problem, where=str(path), remedy=remedy) from error

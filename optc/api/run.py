@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from optc.api.log import Log, silent
 from optc.api.prompts import begin
-from optc.api.sessions import open_bundle
+from optc.api.sessions import OpenBundle, open_bundle
 from optc.core.context import Feeds, Progress, no_progress
-from optc.core.errors import UsageError
+from optc.runtime.arguments import check_count, texts
+from optc.runtime.limits import smallest_limit
 from optc.runtime.sampling import GREEDY, Sampling
 from optc.runtime.text import Completion, complete
 
@@ -52,24 +54,31 @@ def _ignore(row: int, text: str) -> None:
     pass
 
 
+def _say_unlimited(opened: OpenBundle, count: int, log: Log) -> None:
+    if smallest_limit(opened.session, opened.limit) is None:
+        log(f"no limit of this model's texts is known: up to {count} tokens, unless it ends before")
+
+
 def run(
     bundle: str | Path,
-    prompts: Sequence[str] = (),
+    prompts: str | Sequence[str] = (),
     *,
     inputs: Feeds | None = None,
     decoder_start: Sequence[int] | None = None,
     max_tokens: int | None = None,
     chat: bool = False,
     sampling: Sampling = GREEDY,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     on_text: Callable[[int, str], None] = _ignore,
     progress: Progress = no_progress,
+    log: Log = silent,
 ) -> RunResult:
     """Continue prompts, all in one batch.
 
     Args:
         bundle: The bundle's folder.
-        prompts: Texts; they may differ in length. A decoder continues them, an encoder reads them.
+        prompts: A text, or several, which may differ in length. A decoder continues them, an
+            encoder reads them.
         inputs: What an encoder takes, by name, in place of texts; the first axis is the row.
         decoder_start: Token ids that a decoder beside an encoder starts with; those of the model's
             configuration by default.
@@ -80,6 +89,8 @@ def run(
         stop: Strings that end a text; they are not part of it.
         on_text: Called with (row, text) as text becomes certain.
         progress: Told the bytes checked before the engine is opened.
+        log: Told where more than the usual number of tokens is asked of a model of which nobody
+            says how long its texts may be.
 
     Raises:
         BundleError: The bundle is damaged or unsafe.
@@ -87,10 +98,12 @@ def run(
             the model; see also `optc.api.prompts.begin`.
         UsageError: Nothing to do.
     """
-    if max_tokens is not None and max_tokens < 1:
-        raise UsageError("at least one new token must be asked for", where="max_tokens")
+    if max_tokens is not None:
+        check_count(max_tokens, "max_tokens")
     with open_bundle(bundle, progress=progress) as opened:
-        start = begin(opened, prompts, inputs=inputs, chat=chat, decoder_start=decoder_start)
+        start = begin(opened, texts(prompts), inputs=inputs, chat=chat, decoder_start=decoder_start)
+        if max_tokens is not None and max_tokens > _USUAL:
+            _say_unlimited(opened, max_tokens, log)
         found = complete(
             opened.session,
             opened.tokenizer,

@@ -42,7 +42,7 @@ class OpenBundle:
         if folder is None or not (folder / "tokenizer.json").is_file():
             raise UnsupportedError(
                 "the bundle carries no tokenizer",
-                where=str(self.bundle.folder),
+                where=self.bundle.given,
                 remedy="put the model's tokenizer.json beside its .onnx file and build again",
             )
         return load_tokenizer(folder)
@@ -82,7 +82,7 @@ def target_of(bundle: Bundle) -> Target:
     target = targets().load(bundle.manifest.target)()
     reason = target.unavailable()
     if reason is not None:
-        raise UnsupportedError(reason, where=str(bundle.folder))
+        raise UnsupportedError(reason, where=bundle.given)
     return target
 
 

@@ -39,7 +39,7 @@ class Workload:
         path = opened.bundle.reference
         if path is None:
             raise UnsupportedError(
-                "it carries no reference samples to run", where=str(opened.bundle.folder)
+                "it carries no reference samples to run", where=opened.bundle.given
             )
         self.reference = load_reference(path)
         self._session = opened.session

@@ -30,10 +30,12 @@ class Bundle:
     Attributes:
         folder: Where it lies; absolute.
         manifest: What it says about itself.
+        given: Where it lies, as it was said; for messages.
     """
 
     folder: Path
     manifest: Manifest
+    given: str
 
     @property
     def reference(self) -> Path | None:
@@ -74,7 +76,7 @@ def read_bundle(
         what = "it is a file, not a bundle's folder" if folder.exists() else "no such bundle"
         raise BundleError(what, where=str(path))
     try:
-        manifest = Manifest.from_json(_manifest_bytes(folder), f"{path}/{MANIFEST}")
+        manifest = Manifest.from_json(_manifest_bytes(folder, str(path)), f"{path}/{MANIFEST}")
         _check_names(folder, manifest, str(path))
         _check_sizes(folder, manifest, str(path))
         if verify_hashes:
@@ -82,20 +84,22 @@ def read_bundle(
     except OSError as error:
         problem = f"'{error.filename}' cannot be read: {error.strerror}"
         raise BundleError(problem, where=str(path)) from error
-    return Bundle(folder, manifest)
+    return Bundle(folder, manifest, str(path))
 
 
-def _manifest_bytes(folder: Path) -> bytes:
+def _manifest_bytes(folder: Path, where: str) -> bytes:
     path = folder / MANIFEST
     if not os.path.lexists(path):
         problem = f"it has no {MANIFEST}, so it is not an optc bundle"
-        raise BundleError(problem, where=str(folder))
+        remedy = "give the folder that 'optc build' wrote"
+        raise BundleError(problem, where=where, remedy=remedy)
     status = path.lstat()
+    where = f"{where}/{MANIFEST}"
     if not stat.S_ISREG(status.st_mode):
-        raise BundleError("it is not a plain file", where=str(path))
+        raise BundleError("it is not a plain file", where=where)
     if status.st_size > MANIFEST_LIMIT:
         problem = f"it has {status.st_size} bytes, more than any manifest needs"
-        raise BundleError(problem, where=str(path))
+        raise BundleError(problem, where=where)
     return path.read_bytes()
 
 
@@ -103,7 +107,8 @@ def _check_names(folder: Path, manifest: Manifest, where: str) -> None:
     found = set(list_files(folder)) - {MANIFEST, SIGNATURE}
     listed = set(manifest.files)
     for name in sorted(listed - found):
-        raise BundleError(f"the file {name!a} is missing", where=where)
+        problem = f"the file {name!a} is missing"
+        raise BundleError(problem, where=where, remedy="copy the bundle again")
     for name in sorted(found - listed):
         raise BundleError(f"the file {name!a} is not in its manifest", where=where)
 

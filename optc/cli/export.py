@@ -40,6 +40,7 @@ def export(
             samples=samples,
             seed=seed,
             progress=report.progress,
+            log=report.log,
         )
     if as_json:
         print_json({"schema": "optc.export/1", "model": str(model)})

@@ -39,4 +39,6 @@ reference: Decorator = click.option(
 calibration: Decorator = click.option(
     "--calibration", metavar="FILE", help="Inputs to calibrate with, in the form of a reference."
 )
-seed: Decorator = click.option("--seed", type=int, default=0, help="Seed of everything random.")
+seed: Decorator = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of everything random."
+)

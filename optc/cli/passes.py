@@ -54,7 +54,8 @@ def _print_one(info: PassInfo) -> None:
     rows = [(o.name, o.type, _default(o), _allowed(o), o.help) for o in info.options]
     print_table("option", "type", "default", "allowed", "what it does", rows=rows)
     name, value = info.options[0].name, _other(info.options[0])
-    click.echo(f"for example: --passes {info.name}:{name}={value}")
+    before = "".join(f"{need}," for need in info.needs)
+    click.echo(f"for example: --passes {before}{info.name}:{name}={value}")
 
 
 def _default(option: OptionInfo) -> str:

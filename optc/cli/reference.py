@@ -39,6 +39,7 @@ def reference(
             samples=samples,
             seed=seed,
             progress=report.progress,
+            log=report.log,
         )
     if as_json:
         print_json({"schema": "optc.reference/1", "reference": str(path)})

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--stream/--no-stream", default=None,
-    help="Show text as it comes.  [default: on a terminal, for one prompt]",
+    help="Show text as it comes.  [default: for one prompt]",
 )  # fmt: skip
 @click.option("--chat", is_flag=True, help="Put the prompt through the model's chat template.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
@@ -60,7 +60,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Generate text with a bundle."""
-    from optc.api.prompts import load_arrays
+    from optc.api.arrays import load_arrays
     from optc.api.run import run as generate
     from optc.runtime.sampling import Sampling
 
@@ -68,8 +68,7 @@ def run(
     alone = not as_json and _rows(prompts, inputs) <= 1
     if stream and not alone:
         raise click.UsageError("--stream shows one prompt as text")
-    if stream is None:
-        stream = sys.stdout.isatty() and alone
+    stream = alone if stream is None else stream
 
     def show(row: int, text: str) -> None:
         if stream:
@@ -88,6 +87,7 @@ def run(
             stop=stop,
             on_text=show,
             progress=report.progress,
+            log=report.log,
         )
     if as_json:
         print_json(result.as_json())

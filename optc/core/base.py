@@ -75,12 +75,14 @@ class Pass(abc.ABC):
     Class attributes:
         name: What users type; also the module's and the test's name.
         after: Names of passes that must have run before this one, when they run at all.
+        needs: Those of them without which it has nothing to do.
         promise: `Promise.EXACT` if outputs may move by round-off only and greedy tokens not at
             all; `Promise.MEASURED` if the change is bounded by a policy.
     """
 
     name: ClassVar[str]
     after: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
     promise: ClassVar[str] = Promise.EXACT
 
     @property

@@ -15,6 +15,7 @@ OptcError                     4  a bug of ours, unless a subclass says otherwise
 ├── UnsupportedError          3  this machine, target or graph cannot
 │   ├── MissingDependencyError 3 an optional package is not installed
 │   ├── NotYetError           3  planned, not in this version
+│   ├── NotEnoughMemoryError  3  this machine has not the memory for it
 │   └── RefusedError          3  a pass left places alone that it was asked to rewrite
 │       └── NoRewriteError    3  a pass was asked for and found nothing it may rewrite
 └── PassContractError         4  a pass broke its contract
@@ -36,6 +37,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelFileError",
     "NoRewriteError",
+    "NotEnoughMemoryError",
     "NotYetError",
     "OptcError",
     "OutputError",
@@ -129,6 +131,10 @@ class MissingDependencyError(UnsupportedError):
 
 class NotYetError(UnsupportedError):
     """Planned, and not in this version."""
+
+
+class NotEnoughMemoryError(UnsupportedError):
+    """This machine has not the memory that it would take."""
 
 
 class RefusedError(UnsupportedError):

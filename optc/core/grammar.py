@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from optc.core.base import Pass
@@ -61,8 +61,22 @@ def parse_pass(text: str, registry: Registry[Pass]) -> Pass:
         field = fields[key]
         if field.name in values:
             raise UsageError("the option is given twice", where=f"{name}:{key}")
-        values[field.name] = _convert(value, types[field.name], field, f"{name}:{key}")
+        bare = "=" not in item
+        hint = _hint(name, value, fields, types) if bare else None
+        values[field.name] = _convert(value, types[field.name], field, f"{name}:{key}", hint)
     return cls(**values)
+
+
+def _hint(
+    name: str, text: str, fields: Mapping[str, dataclasses.Field[Any]], types: Mapping[str, Any]
+) -> str | None:
+    """What a number without an option's name may have been meant for."""
+    if not text.isdigit():
+        return None
+    for key, field in fields.items():
+        if int in {types[field.name], *typing.get_args(types[field.name])}:
+            return f"did you mean {name}:{key}={text}?"
+    return None
 
 
 def _split(name: str, item: str, position: int, keys: list[str]) -> tuple[str, str]:
@@ -74,12 +88,15 @@ def _split(name: str, item: str, position: int, keys: list[str]) -> tuple[str, s
     raise UsageError(f"'{item}' is not of the form option=value", where=f"--passes {name}")
 
 
-def _convert(text: str, kind: Any, field: dataclasses.Field[Any], where: str) -> Any:
+def _convert(
+    text: str, kind: Any, field: dataclasses.Field[Any], where: str, hint: str | None
+) -> Any:
     value = _typed(text, kind, where)
     choices = field.metadata.get("choices")
     if choices and value not in choices:
         known = [str(c) for c in choices]
-        raise UsageError(f"'{text}' is not allowed", where=where, remedy=suggestion(text, known))
+        remedy = hint or suggestion(text, known)
+        raise UsageError(f"'{text}' is not allowed", where=where, remedy=remedy)
     low, high = field.metadata.get("minimum"), field.metadata.get("maximum")
     if value is not None and low is not None and not value >= low:
         raise UsageError(f"{text} is too small, the smallest is {low}", where=where)

@@ -7,7 +7,17 @@ from typing import Protocol, runtime_checkable
 
 from optc.core.context import Array, Feeds
 
-__all__ = ["Cache", "CachedSession", "PaddedSession", "Port", "Session", "padding_ids"]
+__all__ = [
+    "Cache",
+    "CachedSession",
+    "EncoderLimits",
+    "EncodingSession",
+    "PaddedSession",
+    "Port",
+    "Session",
+    "encoder_limits",
+    "padding_ids",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +75,34 @@ class PaddedSession(Session, Protocol):
 def padding_ids(session: Session) -> frozenset[int]:
     """Ids that may not be among a row's tokens; none where the session knows of none."""
     return session.padding_ids if isinstance(session, PaddedSession) else frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderLimits:
+    """What an encoder takes, where it reads text.
+
+    Attributes:
+        tokens: Most tokens of a row, as it has positions for no more; None where that is not known.
+        ids: Token ids are 0 to `ids - 1`; None where that is not known.
+    """
+
+    tokens: int | None = None
+    ids: int | None = None
+
+
+@runtime_checkable
+class EncodingSession(Session, Protocol):
+    """A session that knows what its encoder takes."""
+
+    @property
+    def encoder_limits(self) -> EncoderLimits:
+        """What tables of the graph say."""
+        ...
+
+
+def encoder_limits(session: Session) -> EncoderLimits:
+    """What a session's encoder takes; no limits where it knows of none."""
+    return session.encoder_limits if isinstance(session, EncodingSession) else EncoderLimits()
 
 
 class Cache(Protocol):

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,10 @@ MODEL, REFERENCE = "model.onnx", "reference.npz"
 _NEEDS = ("torch", "transformers", "onnxscript")
 
 
+def _silent(line: str) -> None:
+    pass
+
+
 def export_model(
     source: str,
     out: Path,
@@ -36,6 +40,7 @@ def export_model(
     samples: int = 8,
     seed: int = 0,
     progress: Progress = no_progress,
+    log: Callable[[str], None] = _silent,
 ) -> Path:
     """Export SOURCE to ONNX and record what PyTorch answers.
 
@@ -51,6 +56,7 @@ def export_model(
         samples: Number of judged samples.
         seed: Seed of everything random.
         progress: Told about each stage.
+        log: Given a line for each input that the graph or the samples make little of.
 
     Returns:
         Path of `model.onnx`.
@@ -66,6 +72,7 @@ def export_model(
     from optc.frontend.paragraphs import load_texts
     from optc.frontend.samples import make_reference
     from optc.frontend.torch_onnx import check_opset, to_onnx
+    from optc.frontend.unread import check_read
 
     check_opset(opset)
     _check_samples(samples)
@@ -78,11 +85,16 @@ def export_model(
         _save_config(loaded, aside)
         progress(f"export to ONNX, opset {opset}", 0, 1)
         graph = to_onnx(loaded, opset)
+        shapes = check_read(graph, source)
         save_model(graph, aside / MODEL)
         progress(f"export to ONNX, opset {opset}", 1, 1)
         signature = ports(graph.graph.inputs), ports(graph.graph.outputs)
         del graph
-        reference = make_reference(loaded, text, samples=samples, seed=seed, progress=progress)
+        for sentence in shapes:
+            log(sentence)
+        reference = make_reference(
+            loaded, text, samples=samples, seed=seed, progress=progress, log=log
+        )
         reference.check(*signature, where=source)
         save_reference(reference, aside / REFERENCE)
     return Path(out) / MODEL
@@ -169,6 +181,7 @@ def write_reference(
     samples: int = 8,
     seed: int = 0,
     progress: Progress = no_progress,
+    log: Callable[[str], None] = _silent,
 ) -> Path:
     """Record what PyTorch answers, for an ONNX file that was exported elsewhere.
 
@@ -180,6 +193,7 @@ def write_reference(
         samples: Number of judged samples.
         seed: Seed of everything random.
         progress: Told about each stage.
+        log: Given a line for each input that the graph or the samples make little of.
 
     Returns:
         `out`.
@@ -204,7 +218,13 @@ def write_reference(
         fit = fit_source(load_source(source, seed=seed), inputs, outputs, str(model))
         progress("load the model", 1, 1)
         reference = make_reference(
-            fit.source, text, samples=samples, seed=seed, progress=progress, limits=fit.limits
+            fit.source,
+            text,
+            samples=samples,
+            seed=seed,
+            progress=progress,
+            limits=fit.limits,
+            log=log,
         )
         reference = fit.renamed(reference)
         try:

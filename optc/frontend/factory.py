@@ -7,6 +7,7 @@ The factory is called without arguments, with the working directory importable, 
 * any `torch.nn.Module` and a dict of example inputs, as a pair: tensors by the names of the
   arguments of `forward`, each axis that may vary given with a size of at least 2. Outputs are
   named by the module: a dict it returns gives the names, a single tensor is called `output`.
+  Each input gets memory of its own: PyTorch's exporter makes one input of what is one tensor.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from optc.core.errors import InputError, OptcError
 from optc.frontend.quiet import quiet
 from optc.frontend.source import Kind, Source, describe_model
+from optc.frontend.token_ids import watch_ids
 from optc.frontend.wrap import named_tensors
 
 __all__ = ["load_factory"]
@@ -98,13 +100,20 @@ def _describe_module(module: torch.nn.Module, example: dict[str, Any], text: str
         problem = f"example input '{wrong[0]}' is no tensor with axes" if wrong else "no inputs"
         raise InputError(problem, where=text, remedy=_REMEDY)
     module = module.float().eval()
-    inputs = {k: v.float() if v.is_floating_point() else v for k, v in example.items()}
+    inputs = {k: _own(tensor) for k, tensor in example.items()}
     try:
         with torch.inference_mode(), quiet():
-            outputs = tuple(named_tensors(module(**inputs)))
+            result, ids = watch_ids(module, inputs, lambda: module(**inputs))
     except Exception as error:
         problem = f"the module fails on its example inputs ({type(error).__name__}: {error})"
         raise InputError(problem, where=text) from error
+    outputs = tuple(named_tensors(result))
     if not outputs:
         raise InputError("the module returns no tensor", where=text, remedy=_REMEDY)
-    return Source(text, Kind.MODULE, module, inputs, outputs)
+    return Source(text, Kind.MODULE, module, inputs, outputs, ids=ids)
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, float32 if it is floating, in memory that no other input shares."""
+    copied = tensor.detach().clone()
+    return copied.float() if copied.is_floating_point() else copied

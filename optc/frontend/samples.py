@@ -3,7 +3,8 @@
 * Causal LM: judged samples of varied length, one of them with two rows; calibration sequences;
   prompts with greedy continuations, half of them in the chat template if there is one.
 * Encoder: every second sample has two rows of different length, padded on the right.
-* Module: the example inputs, then random ones of the same shapes within the example's range.
+* Module: the example inputs, then random ones of the same shapes: token ids from all that the
+  module has, padding left out, other integers within the example's range.
 
 Without a tokenizer, token ids are random. The same source, text and seed give the same arrays.
 """
@@ -11,16 +12,17 @@ Without a tokenizer, token ids are random. The same source, text and seed give t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 
-from optc.core.context import Array, Progress
+from optc.core.context import Array, Feeds, Progress
 from optc.core.errors import SampleError
 from optc.frontend.greedy import greedy
 from optc.frontend.paragraphs import Texts
 from optc.frontend.source import Kind, Source
+from optc.frontend.token_ids import IdRange
 from optc.frontend.tokens import Rows, batch_of, prompt_rows
 from optc.ir.reference import Reference, Sample
 
@@ -48,6 +50,10 @@ class Limits:
     tokens: int = 0
 
 
+def _silent(line: str) -> None:
+    pass
+
+
 def make_reference(
     source: Source,
     texts: Texts,
@@ -56,6 +62,7 @@ def make_reference(
     seed: int,
     progress: Progress,
     limits: Limits | None = None,
+    log: Callable[[str], None] = _silent,
 ) -> Reference:
     """Make inputs for `source` and record PyTorch's answers.
 
@@ -66,6 +73,7 @@ def make_reference(
         seed: Seed of everything random.
         progress: Told after each sample and each continuation.
         limits: Fixed axes of the graph that the samples are for.
+        log: Told which integer inputs are the same everywhere, so that samples prove little.
 
     Raises:
         SampleError: The text is too short for that many samples.
@@ -78,6 +86,9 @@ def make_reference(
         limits = limits or Limits()
         judged = list(_judged(source, texts, samples, limits, rng))
         calibration = list(_calibration(source, texts, limits, rng))
+    constant = _constant(judged) if source.kind is Kind.MODULE else {}
+    for name, value in constant.items():
+        log(f"the input '{name}' is {value} everywhere in the example, and in every sample")
     prompts = _prompts(source, texts, rng) if source.kind is Kind.CAUSAL_LM else []
     return Reference(
         source="pytorch",
@@ -137,16 +148,31 @@ def _random_feeds(
     example = {name: tensor.numpy() for name, tensor in source.example.items()}
     yield example
     for _ in range(count - 1):
-        yield {name: _like(array, rng) for name, array in example.items()}
+        yield {name: _like(a, source.ids.get(name), rng) for name, a in example.items()}
 
 
-def _like(array: Array, rng: np.random.Generator) -> Array:
-    """Random values of the same shape and type: integers within the example's range."""
+def _like(array: Array, ids: IdRange | None, rng: np.random.Generator) -> Array:
+    """Random values of the same shape and type: ids, or integers within the example's range."""
+    if ids is not None and array.dtype.kind in "iu":
+        known = [i for i in range(ids.count) if i != ids.padding or ids.count == 1]
+        return rng.choice(known, array.shape).astype(array.dtype)
     if array.dtype.kind == "b":
         return rng.integers(0, 2, array.shape).astype(bool)
     if array.dtype.kind in "iu":
         return rng.integers(array.min(), array.max(), array.shape, array.dtype, endpoint=True)
     return rng.normal(array.mean(), array.std() or 1.0, array.shape).astype(array.dtype)
+
+
+def _constant(samples: Sequence[Feeds]) -> dict[str, int]:
+    """Integer inputs that have one and the same value everywhere, and that value."""
+    found = {}
+    for name, array in samples[0].items():
+        if array.dtype.kind not in "iu" or not array.size:
+            continue
+        value = int(array.flat[0])
+        if all((sample[name] == value).all() for sample in samples):
+            found[name] = value
+    return found
 
 
 def _prompts(source: Source, texts: Texts, rng: np.random.Generator) -> list[Array]:

@@ -16,6 +16,7 @@ import torch
 
 from optc.core.errors import InputError, NotYetError
 from optc.frontend.quiet import quiet
+from optc.frontend.token_ids import IdRange
 from optc.frontend.wrap import NamedModule, named_tensors
 
 __all__ = ["Kind", "Source", "describe_model"]
@@ -47,6 +48,7 @@ class Source:
         eos: Token ids that end a text.
         vocabulary: Number of token ids the model knows; 0 when it takes no tokens.
         max_tokens: Longest sequence it takes; 0 when it does not say.
+        ids: Of a module, token ids that there are of each input that chooses rows of a table.
     """
 
     label: str
@@ -59,6 +61,7 @@ class Source:
     eos: tuple[int, ...] = ()
     vocabulary: int = 0
     max_tokens: int = 0
+    ids: dict[str, IdRange] = dataclasses.field(default_factory=dict)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -88,7 +91,11 @@ def describe_model(model: Any, tokenizer: Any, label: str) -> Source:
     model = model.eval()
     takes = inspect.signature(model.forward).parameters
     if "decoder_input_ids" in takes:
-        raise NotYetError("encoder-decoder models are not exported yet", where=label)
+        problem = "an encoder-decoder is not exported by folder yet"
+        remedy = (
+            "write a factory, as docs/kv-encoder-decoder.md shows, and give package.module:factory"
+        )
+        raise NotYetError(problem, where=label, remedy=remedy)
     if model.main_input_name != "input_ids":
         problem = f"a model that takes '{model.main_input_name}' is not exported by folder yet"
         remedy = "write a factory and give package.module:factory"

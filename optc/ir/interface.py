@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DECODER_PADDING",
     "DECODER_POSITIONS",
+    "DECODER_TOKENS",
     "LENGTHS",
     "LOGITS",
     "NEW_LENGTHS",

@@ -27,6 +27,7 @@ from optc.core.session import Port
 __all__ = ["Reference", "Sample", "load_reference", "save_reference"]
 
 VERSION = 1
+_REMEDY = "make it with 'optc reference'"
 
 # What the zip reader raises on damaged bytes; RuntimeError is an entry that claims encryption.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
@@ -81,7 +82,7 @@ def _check_arrays(
 ) -> None:
     if set(arrays) != set(signature):
         problem = f"its {kind}s are {sorted(arrays)}, the model's are {sorted(signature)}"
-        raise SampleError(problem, where=where, remedy="make it with 'optc reference'")
+        raise SampleError(problem, where=where, remedy=_REMEDY)
     for name, array in arrays.items():
         port = signature[name]
         shape = ", ".join(str(d) for d in port.shape)
@@ -90,10 +91,10 @@ def _check_arrays(
         )
         if not fits:
             problem = f"{kind} '{name}' has shape {list(array.shape)}, the model's is [{shape}]"
-            raise SampleError(problem, where=where, remedy="make it with 'optc reference'")
+            raise SampleError(problem, where=where, remedy=_REMEDY)
         if kind == "input" and array.dtype.name != port.dtype:
             problem = f"{kind} '{name}' is {array.dtype.name}, the model's is {port.dtype}"
-            raise SampleError(problem, where=where, remedy="make it with 'optc reference'")
+            raise SampleError(problem, where=where, remedy=_REMEDY)
         if array.dtype.kind == "f" and np.isnan(array).any():
             raise SampleError(f"{kind} '{name}' contains NaN", where=where)
 
@@ -131,17 +132,17 @@ def load_reference(path: str | Path) -> Reference:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
         meta = json.loads(str(arrays.pop("meta")))
+        if meta["version"] != VERSION:
+            problem = f"a reference file of version {meta['version']}, this optc reads {VERSION}"
+            raise SampleError(problem, where=str(path), remedy=_REMEDY)
         return _assemble(arrays, meta)
     except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        problem = f"not a reference file ({type(error).__name__}: {error})"
-        raise SampleError(problem, where=str(path)) from error
+        raise SampleError("not a reference file", where=str(path), remedy=_REMEDY) from error
     except _DAMAGE as error:
         raise SampleError(f"damaged archive ({error})", where=str(path)) from error
 
 
 def _assemble(arrays: dict[str, Array], meta: dict[str, Any]) -> Reference:
-    if meta["version"] != VERSION:
-        raise ValueError(f"version {meta['version']}, this optc reads {VERSION}")
     tree: dict[str, dict[int, dict[str, Array]]] = {}
     for key, array in arrays.items():
         section, index, *rest = key.split("/", 2)

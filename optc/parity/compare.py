@@ -27,7 +27,8 @@ import numpy as np
 from optc.core.context import Array, Feeds, Progress, no_progress
 from optc.core.errors import SampleError
 from optc.core.session import Session, padding_ids
-from optc.ir.interface import LENGTHS, LOGITS, TOKENS, cache_ports, token_name
+from optc.ir.cache_memory import check_memory
+from optc.ir.interface import DECODER_TOKENS, LENGTHS, LOGITS, TOKENS, cache_ports, token_name
 from optc.ir.reference import Reference, Sample
 from optc.parity.cached import (
     answers_last,
@@ -43,6 +44,10 @@ from optc.parity.metrics import Accumulator, Metrics
 from optc.parity.padding import valid_positions
 
 __all__ = ["Tap", "compare"]
+
+_NO_PROMPTS = (
+    "the reference of an encoder-decoder has samples only, whose tokens are judged one by one"
+)
 
 
 class Tap:
@@ -82,13 +87,23 @@ def compare(
     Raises:
         SampleError: The samples do not fit the inputs, or none fits in the cache and is without
             padding among its tokens.
+        NotEnoughMemoryError: Its caches would not fit in memory.
     """
+    check_memory(cache_ports(session.inputs), _rows(reference), copies=2)
     comparison = _Comparison(session, reference, tap or Tap(), progress)
     metrics = comparison.samples()
+    if comparison.tokens == DECODER_TOKENS and not reference.prompts:
+        comparison.notes.append(f"{UNJUDGED}{_NO_PROMPTS}")
     if metrics.faults or not reference.prompts:
         return dataclasses.replace(metrics, notes=tuple(comparison.notes))
     metrics = comparison.greedy(metrics, reference.continuations if forced is None else forced)
     return dataclasses.replace(metrics, notes=tuple(comparison.notes))
+
+
+def _rows(reference: Reference) -> int:
+    """Most rows that are run at a time."""
+    batches = (a.shape[0] for s in reference.samples for a in s.inputs.values() if a.ndim)
+    return max(1, len(reference.prompts), max(batches, default=1))
 
 
 class _Comparison:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from optc.core.base import Pass, Promise
 from optc.core.context import Progress, no_progress
-from optc.core.errors import ParityError, PassContractError, UnsupportedError
+from optc.core.errors import NotEnoughMemoryError, ParityError, PassContractError, UnsupportedError
 from optc.core.hooks import Hook, Step, peak_rss_bytes
 from optc.core.session import Session
 from optc.ir.reference import Reference
@@ -104,6 +104,7 @@ class CompareHook(Hook):
 
         Raises:
             ParityError: The pass broke its promise, or the graph cannot be run any more.
+            NotEnoughMemoryError: The machine cannot hold its caches.
         """
         previous = self._baseline if p.promised == Promise.EXACT else None
         if p.promised != Promise.EXACT:
@@ -139,6 +140,8 @@ class CompareHook(Hook):
         try:
             with self._open(model) as session:
                 return self._compare(session, previous)
+        except NotEnoughMemoryError:
+            raise
         except (UnsupportedError, PassContractError) as error:
             raise ParityError(f"the graph does not run any more: {error}", where=where) from error
 

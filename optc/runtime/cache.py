@@ -8,10 +8,13 @@ import numpy as np
 
 from optc.core.context import Array, Feeds
 from optc.core.session import Cache, CachedSession, Session
+from optc.ir.cache_memory import cache_bytes, check_memory, too_much
 from optc.ir.cache_room import check_fits, row_capacity
 from optc.ir.interface import LENGTHS, cache_ports, token_name
 
 __all__ = ["ArrayCache", "make_cache"]
+
+_ADDRESSES = 1 << 62  # bytes that no array can have
 
 
 def make_cache(session: Session, rows: int, tokens: int) -> Cache:
@@ -19,9 +22,19 @@ def make_cache(session: Session, rows: int, tokens: int) -> Cache:
 
     Raises:
         UnsupportedError: The engine's caches have a fixed size, and it is smaller.
+        NotEnoughMemoryError: The machine cannot hold them.
     """
-    made = session.new_cache(rows, tokens) if isinstance(session, CachedSession) else None
-    return ArrayCache(session, rows, tokens) if made is None else made
+    caches = cache_ports(session.inputs)
+    if cache_bytes(caches, rows, tokens) >= _ADDRESSES:
+        raise too_much(caches, rows, tokens)
+    try:
+        made = session.new_cache(rows, tokens) if isinstance(session, CachedSession) else None
+    except MemoryError as error:  # more than can be reserved; only what tokens need is used of it
+        raise too_much(caches, rows, tokens) from error
+    if made is not None:
+        return made
+    check_memory(caches, rows, copies=2)
+    return ArrayCache(session, rows, tokens)
 
 
 class ArrayCache:

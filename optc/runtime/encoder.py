@@ -8,7 +8,7 @@ import numpy as np
 
 from optc.core.context import Array
 from optc.core.errors import UnsupportedError, UsageError
-from optc.core.session import Port, Session
+from optc.core.session import Port, Session, encoder_limits
 from optc.ir.interface import (
     DECODER_PADDING,
     DECODER_POSITIONS,
@@ -20,8 +20,16 @@ from optc.ir.interface import (
     cache_ports,
     token_name,
 )
+from optc.runtime.arguments import check_rows, named
 
-__all__ = ["encoder_ports", "has_encoder", "reads_text", "say_ports", "text_inputs"]
+__all__ = [
+    "check_encoded",
+    "encoder_ports",
+    "has_encoder",
+    "reads_text",
+    "say_ports",
+    "text_inputs",
+]
 
 
 def has_encoder(session: Session) -> bool:
@@ -69,8 +77,8 @@ def text_inputs(
     ports = {port.name: port for port in encoder_ports(session)}
     if not reads_text(session):
         raise UnsupportedError(f"the encoder takes no text but {say_ports(tuple(ports.values()))}")
-    if not rows or not all(rows):
-        raise UsageError("a prompt has no tokens")
+    check_rows(rows)
+    check_encoded(session, rows)
     counts = np.array([len(row) for row in rows], np.int64)
     width = _width(ports[TOKENS], counts, masked=PADDING in ports)
     tokens = np.full((len(rows), width), padding, ports[TOKENS].dtype)
@@ -83,11 +91,31 @@ def text_inputs(
     return inputs
 
 
+def check_encoded(session: Session, rows: Sequence[Sequence[int]]) -> None:
+    """See that an encoder has the ids, and positions for the tokens, of each row.
+
+    Raises:
+        UsageError: It has not an id.
+        UnsupportedError: A row is longer than its table of positions.
+    """
+    limits = encoder_limits(session)
+    for number, row in enumerate(rows, start=1):
+        which = named("prompt", number, len(rows))
+        low, high = min(row), max(row)
+        if low < 0 or (limits.ids is not None and high >= limits.ids):
+            known = "" if limits.ids is None else f", the encoder has 0 to {limits.ids - 1}"
+            raise UsageError(f"{which} has token {low if low < 0 else high}{known}")
+        if limits.tokens is not None and len(row) > limits.tokens:
+            problem = f"{which} has {len(row)} tokens, the encoder has positions for"
+            raise UnsupportedError(f"{problem} {limits.tokens}", remedy="give a shorter prompt")
+
+
 def _width(port: Port, counts: Array, *, masked: bool) -> int:
     """Columns of the batch: the longest text, or what the graph fixes."""
     longest, fixed = int(counts.max()), port.shape[-1]
     if isinstance(fixed, int) and longest > fixed:
-        problem = f"a prompt has {longest} tokens, the encoder takes {fixed}"
+        which = named("prompt", int(counts.argmax()) + 1, len(counts))
+        problem = f"{which} has {longest} tokens, the encoder takes {fixed}"
         raise UnsupportedError(problem, remedy="give a shorter prompt")
     width = fixed if isinstance(fixed, int) else longest
     if masked or int(counts.min()) == width:

@@ -12,6 +12,7 @@ from optc.core.context import Feeds
 from optc.core.errors import UsageError
 from optc.core.hooks import peak_rss_bytes
 from optc.core.session import Session, padding_ids
+from optc.runtime.arguments import check_count, check_rows
 from optc.runtime.encoder import has_encoder
 from optc.runtime.limits import Limit, check_length, smallest_limit
 from optc.runtime.padding import check_prompts
@@ -97,21 +98,20 @@ def generate(
         around_first: Entered around the session's work on the prompts, to explain how it fails.
 
     Raises:
-        UsageError: No prompt, an empty one, one with padding among its tokens, no token asked for,
-            or a chunk of none.
+        UsageError: No prompt, an empty one, one that is no row of token ids or has padding among
+            them, no token asked for, a chunk of none, or inputs that the graph has not.
         UnsupportedError: The engine cannot take this, and nothing was run; or a row would go on
             behind a token that the model takes for padding.
     """
-    if not prompts or not all(len(row) for row in prompts):
-        raise UsageError("a prompt has no tokens")
-    if max_new_tokens < 1:
-        raise UsageError("at least one new token must be asked for", where="max_new_tokens")
+    check_rows(prompts)
+    check_count(max_new_tokens, "max_new_tokens")
     if prefill_chunk is not None and prefill_chunk < 1:
         raise UsageError("a chunk has at least one token", where="prefill_chunk")
     padding = padding_ids(session)
     check_prompts(prompts, padding)
     room = smallest_limit(session, limit)
-    check_length(room, prompts, 1 if shorten else max_new_tokens, start=has_encoder(session))
+    new = 1 if shorten else max_new_tokens
+    check_length(room, prompts, new, start=has_encoder(session))
     ends = [_end(room, len(prompt), max_new_tokens) for prompt in prompts]
     # The last new token is never fed back.
     longest = max(len(prompt) + end[0] - 1 for prompt, end in zip(prompts, ends, strict=True))

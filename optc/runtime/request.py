@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable, Collection
 
 from optc.core.context import Array
-from optc.core.errors import OptcError, UsageError
+from optc.core.errors import OptcError
+from optc.runtime.arguments import check_count, check_rows
 from optc.runtime.row import Row
 from optc.runtime.sampling import GREEDY, Sampling
 
@@ -40,10 +41,8 @@ class Request:
     on_token: Callable[[int], bool] = _never
 
     def __post_init__(self) -> None:
-        if not self.prompt:
-            raise UsageError("a prompt has no tokens")
-        if self.max_new_tokens < 1:
-            raise UsageError("at least one new token must be asked for", where="max_new_tokens")
+        check_rows([self.prompt])
+        check_count(self.max_new_tokens, "max_new_tokens")
 
 
 class Ticket:

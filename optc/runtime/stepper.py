@@ -27,6 +27,7 @@ from optc.ir.interface import (
     cache_ports,
     token_name,
 )
+from optc.runtime.arguments import check_arrays
 from optc.runtime.cache import make_cache
 
 __all__ = [
@@ -86,14 +87,13 @@ def make_stepper(
         chunk: Largest number of tokens of a row in one call; only with a cache.
 
     Raises:
+        UsageError: Inputs that the graph has not, or of other rows; a token that the model has not.
         UnsupportedError: Not a language model; an input nobody can fill; a batch that the engine
             was not built for.
     """
-    extra = dict(inputs or {})
     ports = {port.name: port for port in session.inputs}
-    ids = token_name(ports)
-    if ids is None or LOGITS not in {port.name for port in session.outputs}:
-        raise UnsupportedError(f"the engine has no input 'input_ids' or no output '{LOGITS}'")
+    extra = check_arrays(inputs or {}, list(ports))
+    ids = _tokens_of_generator(session)
     _check_batch(ports[ids], len(prompts))
     caches = cache_ports(session.inputs)
     cached = bool(caches) and LENGTHS in ports
@@ -107,6 +107,23 @@ def make_stepper(
 
 def _asked(tokens: str) -> Sequence[str]:
     return _ASKED.get(tokens, _USUALLY_ASKED)
+
+
+def _tokens_of_generator(session: Session) -> str:
+    """Name of the token input of what gives the logits of next tokens."""
+    ids = token_name(port.name for port in session.inputs)
+    if ids is None:
+        raise UnsupportedError("it does not generate: the engine has no input 'input_ids'")
+    shapes = {port.name: port.shape for port in session.outputs}
+    if LOGITS not in shapes:
+        has = ", ".join(name for name in shapes)
+        problem = f"it does not generate: the engine has no output '{LOGITS}' (it has {has})"
+        raise UnsupportedError(problem)
+    if len(shapes[LOGITS]) != 3:
+        shape = ", ".join(map(str, shapes[LOGITS]))
+        problem = f"it does not generate: its '{LOGITS}' are [{shape}], not of a next token"
+        raise UnsupportedError(problem)
+    return ids
 
 
 def _check_batch(tokens: Port, batch: int) -> None:

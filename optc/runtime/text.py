@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from optc.core.context import Feeds
 from optc.core.errors import UsageError
 from optc.core.session import Session
+from optc.runtime.arguments import check_text, named, texts
 from optc.runtime.generate import Stats, generate
 from optc.runtime.limits import Limit
 from optc.runtime.row import Finish
@@ -84,7 +85,7 @@ def complete(
     *,
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     on_text: OnText = _ignore,
     limit: Limit | None = None,
     shorten: bool = False,
@@ -110,8 +111,11 @@ def complete(
         UsageError: An empty stop string; see also `generate`.
         UnsupportedError: See `generate`.
     """
-    if not all(stop):
-        raise UsageError("a stop string is empty")
+    stop = texts(stop)
+    for number, text in enumerate(stop, start=1):
+        if not text:
+            raise UsageError("a stop string is empty")
+        check_text(text, named("stop string", number, len(stop)))
     rows = [TextRow(index, tokenizer, stop, on_text) for index in range(len(prompts))]
     found = generate(
         session,
@@ -129,8 +133,8 @@ def complete(
         row.finish()
     # The end of the text may complete a stop string that no single token did.
     finish = [Finish.STOP if r.stopped else f for r, f in zip(rows, found.finish, strict=True)]
-    texts = tuple("".join(row.pieces) for row in rows)
-    return Completion(texts, found.tokens, tuple(finish), found.stats)
+    said = tuple("".join(row.pieces) for row in rows)
+    return Completion(said, found.tokens, tuple(finish), found.stats)
 
 
 class TextRow:

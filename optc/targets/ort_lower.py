@@ -7,6 +7,7 @@ import onnx_ir.passes.common as common
 
 from optc.rewrite.encode_once import encoder_in_line
 from optc.targets.ort_attention import lower_attention
+from optc.targets.ort_encoder import note_encoder
 from optc.targets.ort_in_place import note_in_place
 from optc.targets.ort_limit import note_most_tokens
 from optc.targets.ort_norms import lower_norms
@@ -22,6 +23,7 @@ def lowered(model: ir.Model) -> ir.Model:
         lower_attention(copy)
         lower_norms(copy)
         lower_quant(copy)
+        note_encoder(copy)
     common.RemoveUnusedNodesPass()(copy)
     common.RemoveUnusedFunctionsPass()(copy)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(copy)

@@ -20,13 +20,20 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from optc.core.context import Array, Feeds
 from optc.core.errors import ModelFileError, OptcError, SampleError, UnsupportedError
 from optc.core.registry import suggestion
-from optc.core.session import Port
+from optc.core.session import EncoderLimits, Port
 from optc.ir.interface import LENGTHS, cache_ports, padding_ids_in
 from optc.targets.feeds import check_feeds
 from optc.targets.ort_cache import IN_PLACE, MOST_TOKENS, OrtCache
 from optc.targets.room import check_room
 
-__all__ = ["OrtSession"]
+__all__ = ["ENCODER_IDS", "ENCODER_TOKENS", "OrtSession"]
+
+ENCODER_IDS = "optc.encoder_ids"
+"""Metadata of an engine: how many token ids its encoder has, where a table says so."""
+
+ENCODER_TOKENS = "optc.encoder_tokens"
+"""Metadata of an engine: how many tokens its encoder has positions for, where a table says so."""
+
 
 # The package re-exports its classes in a way that type checkers do not follow.
 _ort: Any = onnxruntime
@@ -68,7 +75,9 @@ _DAMAGED: tuple[type[Exception], ...] = (
 
 
 class OrtSession:
-    """A graph on ONNX Runtime's CPU kernels. Implements `CachedSession` and `PaddedSession`.
+    """A graph on ONNX Runtime's CPU kernels.
+
+    Implements `CachedSession`, `PaddedSession` and `EncodingSession`.
 
     Usable as a context manager, which closes it.
 
@@ -88,6 +97,8 @@ class OrtSession:
         self._in_place = frozenset(notes.get(IN_PLACE, "").split())
         self._most_tokens = int(notes[MOST_TOKENS]) if MOST_TOKENS in notes else None
         self._padding_ids = padding_ids_in(notes)
+        tokens, ids = (int(notes.get(key, 0)) or None for key in (ENCODER_TOKENS, ENCODER_IDS))
+        self._encoder_limits = EncoderLimits(tokens, ids)
         self._inputs = tuple(_port(arg) for arg in self._session.get_inputs())
         self._outputs = tuple(_port(arg) for arg in self._session.get_outputs())
 
@@ -145,6 +156,11 @@ class OrtSession:
     def padding_ids(self) -> frozenset[int]:
         """Tokens that the graph takes for padding: they may stand behind a row's tokens only."""
         return self._padding_ids
+
+    @property
+    def encoder_limits(self) -> EncoderLimits:
+        """What the encoder takes, as the engine says."""
+        return self._encoder_limits
 
     def new_cache(self, rows: int, tokens: int) -> OrtCache | None:
         """Buffers that the graph updates in place; None if it does not say that all may be.

@@ -107,11 +107,11 @@ def test_it_says_no_in_one_sentence_and_leaves_nothing(
         ("s.optc", "optimum", "new"): (3, "its cache always holds 16 tokens, and optimum begins"),
         ("s.optc", "genai", "new", "--context=17"): (
             2,
-            "--context: a sequence of 17 tokens does not fit; the cache holds 16",
+            "--context: a sequence of 17 tokens does not fit, the cache holds 16; give at most 16",
         ),
         ("tiny.optc", "genai", "new", "--context=49"): (
             2,
-            "a sequence of 49 tokens does not fit; config.json's max_position_embeddings = 48",
+            "a sequence of 49 tokens does not fit, config.json's max_position_embeddings = 48",
         ),
         ("s.optc", "genai", "new", "--context=0"): (
             2,
@@ -158,7 +158,7 @@ def test_a_table_of_positions_is_a_limit_as_well(here: Path, optc: Optc) -> None
     outcome = optc("package", "tiny.optc", "--for", "genai", "-o", "new", "--json")
     assert outcome.json["context"] == 64
     outcome = optc("package", "tiny.optc", "--for", "genai", "-o", "more", "--context=65")
-    assert "does not fit; the model has positions for 64" in outcome.err
+    assert "does not fit, the model has positions for 64; give at most 64" in outcome.err
 
 
 TOKENS = Port("input_ids", "int64", ("B", "S"))

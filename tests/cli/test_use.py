@@ -153,7 +153,10 @@ def test_run_stops_at_a_string(bundle: Path, optc: Optc) -> None:
         (["--prompt", "x", "--top-p", "0.5"], 2, "temperature 0 takes the likeliest"),
         (["--prompt", "x", "--top-k", "5"], 2, "temperature 0 takes the likeliest"),
         (["--prompt", "x", "--chat"], 3, "no chat template"),
-        (["--prompt", ""], 2, "a prompt has no tokens"),
+        (["--prompt", ""], 2, "the prompt has no tokens"),
+        (["--prompt", "x", "--prompt", ""], 2, "prompt 2 has no tokens"),
+        (["--prompt", "x\udcff"], 2, "the prompt is not UTF-8"),
+        (["--prompt", "x", "--stop", "\udcff"], 2, "the stop string is not UTF-8"),
         (["--prompt", "x", "--temperature", "-1"], 2, "temperature"),
         (["--prompt", "x", "--top-p", "2"], 2, "top-p"),
         (["--prompt", "x", "--max-tokens", "0"], 2, "'--max-tokens': 0 is not in the range x>=1"),
@@ -293,15 +296,19 @@ def test_passes_are_described_from_their_classes(optc: Optc) -> None:
 
 @pytest.mark.parametrize(
     ("name", "example"),
-    [("kv", "kv:layout=concat"), ("quant", "quant:scheme=w8"), ("flash", "flash:partial=true")],
+    [
+        ("kv", "flash,kv:layout=concat"),
+        ("quant", "quant:scheme=w8"),
+        ("flash", "flash:partial=true"),
+    ],
 )
 def test_the_example_of_a_pass_is_valid_and_changes_something(
     name: str, example: str, optc: Optc
 ) -> None:
     assert optc("passes", name).out.splitlines()[-1] == f"for example: --passes {example}"
-    assert Pipeline.parse(example, registries.passes()).passes != (
-        registries.passes().load(name)(),
-    )
+    last = Pipeline.parse(example, registries.passes()).passes[-1]
+    assert last.name == name
+    assert last != registries.passes().load(name)()
 
 
 def test_an_installed_extension_is_listed_with_its_owner(

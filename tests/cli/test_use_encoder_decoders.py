@@ -164,7 +164,8 @@ def test_a_decoder_without_a_start_says_how_to_give_it_one(
     ("kind", "given", "code", "sentence"),
     [
         ("bart", ["--prompt", "a", "--prompt", "bcd"], 3, "different lengths (2, 4 tokens)"),
-        ("bart", ["--prompt", "x" * 64], 3, "a prompt has 65 tokens, the model's config.json"),
+        ("bart", ["--prompt", "x" * 64], 3, "the prompt has 65 tokens, the encoder has positions"),
+        ("bart", ["--prompt", "\udcff"], 2, "the prompt is not UTF-8"),
         ("bart", ["--prompt", "a", "--max-tokens", 64], 3, "the model has positions for 64"),
         (
             "bart",
@@ -192,7 +193,11 @@ def test_a_decoder_without_a_start_says_how_to_give_it_one(
         ("whisper", ["--prompt", "a"], 3, "no text but input_features float32 ["),
         ("whisper", [], 3, "give these arrays with --inputs"),
         ("whisper", ["--inputs", "none.npz"], 2, "none.npz: no such file"),
-        ("whisper", ["--inputs", "text.npz"], 2, "not an .npz file of arrays"),
+        ("whisper", ["--inputs", "text.npz"], 2, "text.npz: not an .npz file of arrays; write it"),
+        ("whisper", ["--inputs", "one.npy"], 2, "it holds one array without a name; write it with"),
+        ("whisper", ["--inputs", "objects.npz"], 2, "objects.npz: 'a' is no array of numbers"),
+        ("whisper", ["--inputs", "cut.npz"], 2, "cut.npz: not an .npz file"),
+        ("whisper", ["--inputs", "."], 2, ".: is a folder, not a file"),
         ("whisper", ["--inputs", "empty.npz"], 2, "input_features float32 ["),
         ("whisper", ["--inputs", "other.npz"], 2, "takes no 'features', but input_features"),
         ("whisper", ["--inputs", "double.npz"], 2, "is float64, the graph takes float32"),
@@ -208,6 +213,9 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
     np.savez("other.npz", features=features)
     np.savez("double.npz", input_features=features.astype(np.float64))
     np.savez("good.npz", input_features=features)
+    np.save("one.npy", features)
+    np.savez("objects.npz", a=np.array([[1], [2, 3]], object))
+    Path("cut.npz").write_bytes(Path("good.npz").read_bytes()[:200])
     outcome = optc("run", shelf.bundle(kind), *given)
     assert outcome.code == code, outcome.err
     assert sentence in outcome.err
@@ -216,7 +224,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
 
 
 def test_a_long_prompt_is_not_blamed_for_what_has_another_reason(shelf: Shelf, optc: Optc) -> None:
-    outcome = optc("run", shelf.bundle("bart"), "--prompt", "x" * 64, "--max-tokens", 500)
+    outcome = optc("run", shelf.bundle("bart"), "--prompt", "x" * 63, "--max-tokens", 500)
     assert outcome.code == 3
     assert "start and new tokens need 501 places" in outcome.err
     assert "a prompt has" not in outcome.err
@@ -230,6 +238,70 @@ def test_where_a_long_prompt_is_blamed_nothing_is_lost() -> None:
     assert str(caught.value) == (
         "node 'positions': a prompt has 70 tokens, config.json allows 64 (no row 64); "
         "give a shorter prompt, or export a longer table"
+    )
+
+
+IDS = np.array([[5, 6, 7], [8, 9, 10]])
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "code", "sentence"),
+    [
+        (-IDS, IDS > 0, 2, "prompt 1 has token -7, the encoder has 0 to 95"),
+        (IDS + 86, IDS > 0, 2, "prompt 2 has token 96, the encoder has 0 to 95"),
+        (IDS, IDS[:, :2] > 0, 2, "'input_ids' is [2, 3], 'attention_mask' is [2, 2]"),
+        (IDS[:, :0], IDS[:, :0] > 0, 2, "the input 'input_ids' is empty, its shape is [2, 0]"),
+        (IDS, IDS > 7, 2, "row 1 of 'attention_mask' hides every token"),
+        (IDS[:1], IDS > 7, 2, "inputs have one number of rows"),
+    ],
+)
+def test_arrays_that_no_encoder_reads_are_refused_before_it_is_run(
+    ids: np.ndarray,
+    mask: np.ndarray,
+    code: int,
+    sentence: str,
+    shelf: Shelf,
+    here: Path,
+    optc: Optc,
+) -> None:
+    np.savez("given.npz", input_ids=ids, attention_mask=mask.astype(np.int64))
+    outcome = optc("run", shelf.bundle("t5"), "--inputs", "given.npz")
+    assert outcome.code == code, outcome.err
+    assert sentence in outcome.err
+    assert "onnxruntime" not in outcome.err
+
+
+def test_a_text_longer_than_the_encoders_table_is_named_before_it_is_run(
+    shelf: Shelf, here: Path, optc: Optc
+) -> None:
+    bundle = shelf.bundle("bart")
+    assert optc("run", bundle, "--prompt", "x" * 63, "--max-tokens", 1).code == 0
+    outcome = optc("run", bundle, "--prompt", "x" * 63, "--prompt", "x" * 70)
+    assert outcome.code == 3
+    assert "prompt 2 has 71 tokens, the encoder has positions for 64; give a" in outcome.err
+    outcome = optc("bench", bundle, "--prompt-lengths", "8,65", "--repeats", 1)
+    assert outcome.code == 3
+    problem = "65 tokens do not fit: the encoder has positions for 64; give smaller numbers to"
+    assert f"{problem} --prompt-lengths" in outcome.err
+
+
+def test_a_full_decoder_is_not_blamed_on_the_prompt(shelf: Shelf, optc: Optc) -> None:
+    bundle = shelf.bundle("t5", PASSES["fixed"])
+    outcome = optc("run", bundle, "--prompt", "a", "--max-tokens", 40)
+    assert outcome.code == 3
+    problem = "start and new tokens need 40 places, the engine's cache holds 32"
+    assert f"{problem}; ask for at most 32 new tokens\n" in outcome.err
+    outcome = optc("bench", bundle, "--prompt-lengths", 8, "--new-tokens", 40, "--repeats", 1)
+    assert outcome.code == 3
+    assert outcome.err.endswith("give smaller numbers to --new-tokens\n")
+
+
+def test_a_text_by_itself_is_one_prompt(shelf: Shelf) -> None:
+    one = library.run(shelf.bundle("t5"), TEXTS[0], max_tokens=4)
+    assert one.prompts == (TEXTS[0],)
+    assert (
+        one.completion.tokens
+        == library.run(shelf.bundle("t5"), TEXTS[:1], max_tokens=4).completion.tokens
     )
 
 

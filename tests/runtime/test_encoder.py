@@ -113,9 +113,16 @@ def test_texts_that_do_not_fit_are_refused(
         text_inputs(signature(*shape, mask=mask), texts)
 
 
-@pytest.mark.parametrize("texts", [[], [[]], [[1], []]])
-def test_a_text_without_tokens_is_refused(texts: list[list[int]]) -> None:
-    with pytest.raises(UsageError, match="a prompt has no tokens"):
+@pytest.mark.parametrize(
+    ("texts", "sentence"),
+    [
+        ([], "no prompt was given"),
+        ([[]], "the prompt has no tokens"),
+        ([[1], []], "prompt 2 has no tokens"),
+    ],
+)
+def test_a_text_without_tokens_is_refused(texts: list[list[int]], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
         text_inputs(signature("B", "E"), texts)
 
 
