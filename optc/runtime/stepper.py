@@ -29,6 +29,7 @@ from optc.ir.interface import (
 )
 from optc.runtime.arguments import check_arrays
 from optc.runtime.cache import make_cache
+from optc.runtime.generator import generator_tokens
 
 __all__ = [
     "CachedStepper",
@@ -93,7 +94,7 @@ def make_stepper(
     """
     ports = {port.name: port for port in session.inputs}
     extra = check_arrays(inputs or {}, list(ports))
-    ids = _tokens_of_generator(session)
+    ids = generator_tokens(session)
     _check_batch(ports[ids], len(prompts))
     caches = cache_ports(session.inputs)
     cached = bool(caches) and LENGTHS in ports
@@ -107,23 +108,6 @@ def make_stepper(
 
 def _asked(tokens: str) -> Sequence[str]:
     return _ASKED.get(tokens, _USUALLY_ASKED)
-
-
-def _tokens_of_generator(session: Session) -> str:
-    """Name of the token input of what gives the logits of next tokens."""
-    ids = token_name(port.name for port in session.inputs)
-    if ids is None:
-        raise UnsupportedError("it does not generate: the engine has no input 'input_ids'")
-    shapes = {port.name: port.shape for port in session.outputs}
-    if LOGITS not in shapes:
-        has = ", ".join(name for name in shapes)
-        problem = f"it does not generate: the engine has no output '{LOGITS}' (it has {has})"
-        raise UnsupportedError(problem)
-    if len(shapes[LOGITS]) != 3:
-        shape = ", ".join(map(str, shapes[LOGITS]))
-        problem = f"it does not generate: its '{LOGITS}' are [{shape}], not of a next token"
-        raise UnsupportedError(problem)
-    return ids
 
 
 def _check_batch(tokens: Port, batch: int) -> None:
