@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from optc.core.base import Pass
 from optc.core.context import Progress
 from optc.core.hooks import Hook, Step
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["Log", "LogHook", "silent", "stage"]
 

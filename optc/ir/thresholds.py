@@ -10,7 +10,7 @@ the pass is the second line.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -68,7 +68,7 @@ def counts_past_thresholds(
 
 
 def with_other_rows(
-    model: ir.Model, mask: ir.Value, sizes: Sizes, own: Container[str]
+    model: ir.Model, mask: ir.Value, sizes: Sizes, own: Collection[str]
 ) -> Iterator[Sizes]:
     """The same sizes with others on the axes that the mask measures besides its own, such as rows.
 
@@ -80,7 +80,9 @@ def with_other_rows(
     """
     measured = [_measured(value) for value in ancestors(mask)]
     symbols = {s for shape in measured if shape is not None for s in shape.free_symbols()}
-    other = sorted(s for s in symbols if s in sizes and s not in own)
+    # an axis as long as one of the mask's own, such as that of a padding mask, is no axis of rows
+    lengths = {sizes[name] for name in own if name in sizes}
+    other = sorted(s for s in symbols if s in sizes and sizes[s] not in lengths)
     numbers = {math.ceil(n) for v in ancestors(mask) for n in _numbers([Probe(model, sizes)], v)}
     near = {n + step for n in numbers if n <= _CHEAP for step in (-1, 0, 1)}
     for count in sorted({1, 2, 3, 5, *near} - {0}) if other else ():

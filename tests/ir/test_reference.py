@@ -136,7 +136,7 @@ def refusal(path: Path) -> bool:
 
 def test_another_archive_of_arrays_is_not_a_reference(tmp_path: Path) -> None:
     np.savez(tmp_path / "reference.npz", weights=np.ones(3))
-    with pytest.raises(SampleError, match=r"not a reference file \(KeyError"):
+    with pytest.raises(SampleError, match="not a reference file; make it with"):
         load_reference(tmp_path / "reference.npz")
 
 
