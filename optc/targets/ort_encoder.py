@@ -7,8 +7,6 @@ its nodes; so both numbers are noted in it, and are checked before anything is r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx_ir as ir
 
@@ -16,12 +14,13 @@ from optc.core.context import Array
 from optc.core.errors import UnsupportedError
 from optc.core.session import EncoderLimits
 from optc.ir.interface import LENGTHS, PADDING, TOKENS, cache_ports, ports
+from optc.ir.probe import fixed_values
 from optc.targets.evaluate import OrtEvaluator
 from optc.targets.ort_session import ENCODER_IDS, ENCODER_TOKENS
+from optc.targets.ort_tables import tables
 
 __all__ = ["encoder_limits_of", "note_encoder"]
 
-_SIZES = frozenset({"Shape", "Size"})
 _SAME = frozenset({"Cast", "Identity", "Reshape"})
 
 
@@ -44,25 +43,12 @@ def encoder_limits_of(model: ir.Model) -> EncoderLimits:
     tokens = next((v for v in model.graph.inputs if v.name == TOKENS), None)
     if tokens is None or not any(cache.is_cross for cache in caches):
         return EncoderLimits()
-    tables = list(_tables(model))
-    ids = [rows for rows, indices in tables if _is_same(indices, tokens)]
-    sized = [(rows, indices) for rows, indices in tables if _only_sizes(indices)]
-    found = [_positions(model, rows, indices) for rows, indices in sized]
-    places = [number for number in found if number is not None]
+    found, fixed = list(tables(model)), fixed_values(model)
+    ids = [rows for rows, indices in found if _is_same(indices, tokens)]
+    sized = [(rows, indices) for rows, indices in found if fixed.get(indices)]
+    numbers = [_positions(model, rows, indices) for rows, indices in sized]
+    places = [number for number in numbers if number is not None]
     return EncoderLimits(min(places, default=None), min(ids, default=None))
-
-
-def _tables(model: ir.Model) -> Iterator[tuple[int, ir.Value]]:
-    """Rows of each table, and the value that chooses among them."""
-    for node in model.graph:
-        if node.op_type != "Gather" or node.domain:
-            continue
-        table, indices = node.inputs
-        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-        if table is None or table.const_value is None or indices is None or axis != 0:
-            continue
-        if table.is_initializer():
-            yield table.const_value.shape.numpy()[0], indices
 
 
 def _is_same(value: ir.Value, tokens: ir.Value) -> bool:
@@ -73,24 +59,6 @@ def _is_same(value: ir.Value, tokens: ir.Value) -> bool:
             return False
         value = source
     return value is tokens
-
-
-def _only_sizes(value: ir.Value) -> bool:
-    """Whether a value is computed from nothing but sizes of inputs, and from one at least."""
-    reached, waiting, sized = {value}, [value], False
-    while waiting:
-        current = waiting.pop()
-        node = current.producer()
-        if node is None:
-            if current.is_graph_input():
-                return False
-        elif node.op_type in _SIZES:
-            sized = True
-        else:
-            new = {v for v in node.inputs if v is not None} - reached
-            reached |= new
-            waiting += new
-    return sized
 
 
 def _positions(model: ir.Model, rows: int, indices: ir.Value) -> int | None:

@@ -12,9 +12,11 @@ import onnx_ir as ir
 
 from optc.core.context import Array
 from optc.core.errors import UnsupportedError
+from optc.ir.dependence import inputs_read
 from optc.ir.interface import LENGTHS, cache_ports, ports
 from optc.targets.evaluate import OrtEvaluator
 from optc.targets.ort_cache import MOST_TOKENS
+from optc.targets.ort_tables import tables
 
 __all__ = ["note_most_tokens", "position_limit"]
 
@@ -35,13 +37,18 @@ def position_limit(model: ir.Model) -> int | None:
     """
     if all(value.name != LENGTHS for value in model.graph.inputs):
         return None
-    tables = list(_tables(model))
-    if not tables:
+    reads = inputs_read(model)
+    found = [
+        (count, indices)
+        for count, indices in tables(model)
+        if {value.name for value in reads.get(indices, ())} == {LENGTHS}
+    ]
+    if not found:
         return None
     # Where a fixed cache ends first, its end is far enough.
     fixed = [cache.capacity for cache in cache_ports(ports(model.graph.inputs)) if cache.capacity]
-    far = min([max(count for count, _ in tables), *(capacity - 1 for capacity in fixed)])
-    limits = [_limit(model, count, indices, far) for count, indices in tables]
+    far = min([max(count for count, _ in found), *(capacity - 1 for capacity in fixed)])
+    limits = [_limit(model, count, indices, far) for count, indices in found]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -55,37 +62,6 @@ def _limit(model: ir.Model, count: int, indices: ir.Value, far: int) -> int | No
     if not first.size or (later - first != far).any():
         return None
     return count - int(first.max())
-
-
-def _tables(model: ir.Model) -> list[tuple[int, ir.Value]]:
-    """Rows of each table, and the value that chooses among them."""
-    found = []
-    for node in model.graph:
-        if node.op_type != "Gather" or node.domain:
-            continue
-        table, indices = node.inputs
-        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-        if table is None or indices is None or axis != 0 or table.const_value is None:
-            continue
-        if table.is_initializer() and _follows_lengths(indices):
-            found.append((table.const_value.shape.numpy()[0], indices))
-    return found
-
-
-def _follows_lengths(value: ir.Value) -> bool:
-    """Whether a value is computed from `cache_lengths`, and from nothing else but sizes."""
-    reached, waiting, follows = {value}, [value], False
-    while waiting:
-        node = (current := waiting.pop()).producer()
-        if node is None:
-            follows |= current.name == LENGTHS
-            if current.is_graph_input() and current.name != LENGTHS:
-                return False
-        elif node.op_type not in {"Shape", "Size"}:
-            new = {v for v in node.inputs if v is not None} - reached
-            reached |= new
-            waiting += new
-    return follows
 
 
 def _feeds(model: ir.Model, length: int) -> dict[str, Array]:
