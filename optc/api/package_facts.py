@@ -11,10 +11,12 @@ from typing import Any
 
 import onnx_ir as ir
 
+from optc.api.room import model_limit
 from optc.bundle.read import Bundle
 from optc.core.errors import UnsupportedError, UsageError
 from optc.core.session import Port
 from optc.ir.interface import (
+    DECODER_TOKENS,
     LENGTHS,
     LOGITS,
     NEW_LENGTHS,
@@ -24,15 +26,12 @@ from optc.ir.interface import (
     past_name,
     ports,
 )
-from optc.runtime.limits import Limit, configured_limit
+from optc.runtime.limits import Limit, least
 from optc.runtime.row import Finish
-from optc.runtime.tokenizer import Tokenizer, load_tokenizer, read_json
-from optc.targets.ort_cache import MOST_TOKENS
+from optc.runtime.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, read_json
 
 __all__ = ["Facts", "context_of", "read_facts", "why_not", "write_json"]
 
-_TOKENIZER = "tokenizer.json"
-_DECODER_TOKENS = "decoder_input_ids"
 _KNOWN = frozenset({TOKENS, LENGTHS, NEW_LENGTHS})
 _FLOATS = frozenset({"float32", "float16", "bfloat16"})
 
@@ -99,7 +98,7 @@ def read_facts(bundle: Bundle, model: ir.Model, context: int | None, *, where: s
     folder = bundle.tokenizer
     config = _read_json(folder, "config.json")
     holders = [_read_json(folder, "generation_config.json"), config]
-    tokenizer = load_tokenizer(folder) if folder and (folder / _TOKENIZER).is_file() else None
+    tokenizer = load_tokenizer(folder) if folder and has_tokenizer(folder) else None
     eos = tokenizer.eos_ids if tokenizer else tuple(_ids("eos", holders, None))
     first = caches[0]
     return Facts(
@@ -126,7 +125,7 @@ def why_not(inputs: Sequence[Port]) -> tuple[str, str] | None:
 def _not_a_decoder(inputs: Sequence[Port], caches: Sequence[CachePort]) -> tuple[str, str] | None:
     """Why a graph has not the cache interface of a decoder, and what to do."""
     names = {port.name for port in inputs}
-    if _DECODER_TOKENS in names:
+    if DECODER_TOKENS in names:
         return "it is an encoder-decoder, and only decoders are packaged", ""
     if not {TOKENS, LENGTHS} <= names or not caches:
         return "it is not a generator with a cache", "build it with --passes flash,kv"
@@ -155,35 +154,31 @@ def _vocabulary(outputs: Sequence[Port], where: str) -> int:
     return size
 
 
-def _limits(model: ir.Model, capacity: int | None, folder: Path | None) -> list[Limit]:
+def _limits(model: ir.Model, capacity: int | None, folder: Path | None) -> list[Limit | None]:
     """All that is known of how long a sequence may be."""
-    found = [] if capacity is None else [Limit(capacity, "the cache holds", Finish.CACHE)]
-    most = model.metadata_props.get(MOST_TOKENS)
-    if most is not None:
-        found.append(Limit(int(most), "the model has positions for", Finish.CONTEXT))
-    configured = configured_limit(folder)
-    return found if configured is None else [*found, configured]
+    cache = None if capacity is None else Limit(capacity, "the cache holds", Finish.CACHE)
+    return [cache, model_limit(model, folder)]
 
 
-def context_of(asked: int | None, limits: Sequence[Limit], where: str) -> int:
+def context_of(asked: int | None, limits: Sequence[Limit | None], where: str) -> int:
     """How long a sequence may be: what was asked for, else the smallest limit.
 
     Raises:
         UsageError: Nothing says it, or a limit is smaller than what was asked for.
     """
-    least = min(limits, key=lambda limit: limit.tokens, default=None)
-    if asked is None and least is None:
+    limit = least(limits)
+    if asked is None and limit is None:
         problem = "it does not say how long a sequence may be"
         remedy = "say so with --context, or export and build again: config.json then comes along"
         raise UsageError(problem, where=where, remedy=remedy)
     if asked is not None and asked < 1:
         problem = f"a sequence of {asked} tokens is none"
         raise UsageError(problem, where="--context", remedy="give a positive number")
-    if asked is not None and least is not None and asked > least.tokens:
-        problem = f"a sequence of {asked} tokens does not fit, {least}"
-        remedy = f"give at most {least.tokens}"
+    if asked is not None and limit is not None and asked > limit.tokens:
+        problem = f"a sequence of {asked} tokens does not fit, {limit}"
+        remedy = f"give at most {limit.tokens}"
         raise UsageError(problem, where="--context", remedy=remedy)
-    return asked or (least.tokens if least is not None else 0)
+    return asked or (limit.tokens if limit is not None else 0)
 
 
 def _ids(role: str, holders: Sequence[Mapping[str, Any]], tokenizer: Tokenizer | None) -> list[int]:

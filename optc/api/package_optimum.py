@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from optc.api.package_facts import Facts, write_json
 from optc.core.errors import UnsupportedError
+from optc.runtime.tokenizer import has_tokenizer
 from optc.targets.ort_mask import take_mask
 
 __all__ = ["for_optimum"]
@@ -40,7 +41,7 @@ def for_optimum(model: ir.Model, facts: Facts, folder: Path) -> None:
     facts.copy_tokenizer(folder, without=own)
     write_json(folder / "config.json", _config(facts))
     write_json(folder / "generation_config.json", _generation(facts))
-    if facts.read("tokenizer.json"):
+    if facts.folder is not None and has_tokenizer(facts.folder):
         write_json(folder / "tokenizer_config.json", _tokenizer(facts))
     if facts.config and facts.folder is not None:
         shutil.copyfile(facts.folder / "config.json", folder / "source_config.json")

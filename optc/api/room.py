@@ -9,12 +9,11 @@ import onnx_ir as ir
 from optc.bundle.layout import MANIFEST
 from optc.core.errors import InputError
 from optc.ir.interface import cache_ports, ports
-from optc.runtime.limits import Limit, configured_limit
-from optc.runtime.row import Finish
+from optc.runtime.limits import Limit, configured_limit, least, positions_limit
 from optc.targets.ort import ENGINE
 from optc.targets.ort_cache import IN_PLACE, MOST_TOKENS
 
-__all__ = ["check_not_built", "room_note"]
+__all__ = ["check_not_built", "model_limit", "room_note"]
 
 
 def check_not_built(model: ir.Model, path: Path) -> None:
@@ -40,11 +39,18 @@ def room_note(lowered: ir.Model, folder: Path) -> str | None:
     """
     caches = cache_ports(ports(lowered.graph.inputs))
     sizes = [c.capacity for c in caches if c.capacity is not None and not c.is_cross]
-    most = lowered.metadata_props.get(MOST_TOKENS)
-    limits = [Limit(int(most), "the model has positions for", Finish.CONTEXT)] if most else []
-    configured = configured_limit(folder)
-    limits += [] if configured is None else [configured]
-    least = min(limits, key=lambda limit: limit.tokens, default=None)
-    if not sizes or least is None or min(sizes) <= least.tokens:
+    limit = model_limit(lowered, folder)
+    if not sizes or limit is None or min(sizes) <= limit.tokens:
         return None
-    return f"kv:max={min(sizes)} has room that is never used: {least}"
+    return f"kv:max={min(sizes)} has room that is never used: {limit}"
+
+
+def model_limit(lowered: ir.Model, folder: Path | None) -> Limit | None:
+    """Most tokens of a sequence: what a lowered graph has positions for, or the model's files say.
+
+    Args:
+        lowered: The graph.
+        folder: Has the model's files; None where there are none.
+    """
+    most = lowered.metadata_props.get(MOST_TOKENS)
+    return least([positions_limit(int(most)) if most else None, configured_limit(folder)])

@@ -13,7 +13,7 @@ from optc.core.context import Progress, no_progress
 from optc.core.errors import UnsupportedError
 from optc.core.session import Session
 from optc.runtime.limits import Limit, configured_limit
-from optc.runtime.tokenizer import Tokenizer, load_tokenizer
+from optc.runtime.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from optc.targets.base import Target
 
 __all__ = ["OpenBundle", "open_bundle", "opened", "target_of"]
@@ -39,7 +39,7 @@ class OpenBundle:
             UnsupportedError: It carries none.
         """
         folder = self.bundle.tokenizer
-        if folder is None or not (folder / "tokenizer.json").is_file():
+        if folder is None or not has_tokenizer(folder):
             raise UnsupportedError(
                 "the bundle carries no tokenizer",
                 where=self.bundle.given,

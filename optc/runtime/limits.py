@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from optc.core.errors import UnsupportedError
 from optc.core.session import CachedSession, Session
 from optc.ir.interface import cache_ports, token_name
+from optc.runtime.arguments import named
 from optc.runtime.configuration import decoder_parts
 from optc.runtime.row import Finish
 from optc.runtime.tokenizer import read_json
 
-__all__ = ["Limit", "check_length", "configured_limit", "smallest_limit"]
+__all__ = [
+    "Limit",
+    "check_length",
+    "configured_limit",
+    "least",
+    "positions_limit",
+    "smallest_limit",
+]
 
 # What configurations of transformers call it; the first that is there counts.
 _DECODERS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -89,8 +97,18 @@ def smallest_limit(session: Session, more: Limit | None = None) -> Limit | None:
     An engine is limited by the size of a static cache, by a fixed sequence axis, and by a table of
     positions.
     """
-    found = [*_limits(session), *([] if more is None else [more])]
+    return least([*_limits(session), more])
+
+
+def least(limits: Iterable[Limit | None]) -> Limit | None:
+    """The smallest of some limits; None where there is none."""
+    found = (limit for limit in limits if limit is not None)
     return min(found, key=lambda limit: limit.tokens, default=None)
+
+
+def positions_limit(tokens: int) -> Limit:
+    """The limit of an engine whose tables have positions for so many tokens."""
+    return Limit(tokens, "the model has positions for", Finish.CONTEXT)
 
 
 def _limits(session: Session) -> Iterator[Limit]:
@@ -103,7 +121,7 @@ def _limits(session: Session) -> Iterator[Limit]:
     yield from (Limit(size, says, finish) for size in sizes if isinstance(size, int))
     most = session.most_tokens if isinstance(session, CachedSession) else None
     if most is not None:
-        yield Limit(most, "the model has positions for", Finish.CONTEXT)
+        yield positions_limit(most)
 
 
 def check_length(
@@ -125,8 +143,7 @@ def check_length(
         return
     if longest > limit.tokens:
         which = next(index for index, row in enumerate(prompts, 1) if len(row) == longest)
-        name = f"prompt {which}" if len(prompts) > 1 else "the prompt"
-        name = "the decoder's start" if start else name
+        name = "the decoder's start" if start else named("prompt", which, len(prompts))
         problem = f"{name} has {longest} tokens, {limit}"
         raise UnsupportedError(problem, remedy="give a shorter one")
     what = "start" if start else "prompt"

@@ -17,10 +17,11 @@ import tokenizers
 from optc.core.errors import InputError, UnsupportedError
 from optc.runtime.chat import render_chat
 
-__all__ = ["FILES", "TextStream", "Tokenizer", "load_tokenizer", "read_json"]
+__all__ = ["FILES", "TextStream", "Tokenizer", "has_tokenizer", "load_tokenizer", "read_json"]
 
+_TOKENIZER = "tokenizer.json"
 FILES = (
-    "tokenizer.json",
+    _TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "generation_config.json",
@@ -123,6 +124,11 @@ class TextStream:
         return after[len(before) :]
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there is a tokenizer to load, and not only a model's configuration."""
+    return (folder / _TOKENIZER).is_file()
+
+
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Read the tokenizer that lies in `folder`.
 
@@ -131,8 +137,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         InputError: A file is damaged.
     """
     folder = Path(folder)
-    path = folder / "tokenizer.json"
-    if not path.is_file():
+    path = folder / _TOKENIZER
+    if not has_tokenizer(folder):
         raise UnsupportedError(
             "there is no tokenizer.json in it",
             where=str(folder),
