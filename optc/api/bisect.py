@@ -7,11 +7,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from optc.api.log import Log, silent
 from optc.api.policies import fitted, policy_for
 from optc.api.registries import passes as pass_registry
 from optc.api.samples import calibration_of, find_reference
-from optc.core.context import Context, Progress, no_progress
+from optc.core.context import Context, Log, Progress, no_progress, silent
 from optc.core.pipeline import Pipeline
 from optc.ir.load import load_canonical
 from optc.ir.reference import Reference

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from optc.api.log import Log, LogHook, silent, stage
+from optc.api.log import LogHook, stage
 from optc.api.outputs import bundle_path, check_folder, folder_bytes
 from optc.api.pack import Packer
 from optc.api.policies import fitted, policy_for
@@ -19,7 +19,7 @@ from optc.api.room import check_not_built, room_note
 from optc.api.samples import calibration_of, find_reference
 from optc.bundle.sign import check_private_key, sign_bundle
 from optc.bundle.write import check_writable, write_bundle
-from optc.core.context import Context, Progress, no_progress
+from optc.core.context import Context, Log, Progress, no_progress, silent
 from optc.core.errors import NotYetError, UnsupportedError, UsageError
 from optc.core.hooks import Hook, TimeHook
 from optc.core.pipeline import Pipeline

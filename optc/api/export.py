@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from optc.api.log import Log, silent
-from optc.core.context import Progress, no_progress
+from optc.core.context import Log, Progress, no_progress, silent
 from optc.frontend.export import export_model, write_reference
 
 __all__ = ["export", "reference"]

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+
+import onnx_ir as ir
 
 from optc.core.base import Pass
-from optc.core.context import Progress
+from optc.core.context import Log, Progress
 from optc.core.hooks import Hook, Step
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-__all__ = ["Log", "LogHook", "silent", "stage"]
-
-Log = Callable[[str], None]
+__all__ = ["LogHook", "stage"]
 
 
 @contextlib.contextmanager
@@ -24,10 +20,6 @@ def stage(progress: Progress, what: str) -> Iterator[None]:
     progress(what, 0, 1)
     yield
     progress(what, 1, 1)
-
-
-def silent(line: str) -> None:
-    """Say nothing."""
 
 
 class LogHook(Hook):

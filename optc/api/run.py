@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from optc.api.log import Log, silent
 from optc.api.prompts import begin
 from optc.api.sessions import OpenBundle, open_bundle
-from optc.core.context import Feeds, Progress, no_progress
+from optc.core.context import Feeds, Log, Progress, no_progress, silent
 from optc.runtime.arguments import check_count, texts
 from optc.runtime.limits import smallest_limit
 from optc.runtime.sampling import GREEDY, Sampling

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from optc.api.log import Log
-from optc.core.context import Feeds, Progress
+from optc.core.context import Feeds, Log, Progress
 from optc.core.errors import ModelFileError, SampleError, UnsupportedError
 from optc.core.session import Port
 from optc.ir.interface import ports

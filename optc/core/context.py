@@ -12,10 +12,21 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Array", "Context", "Evaluator", "Feeds", "Progress", "no_progress"]
+__all__ = [
+    "Array",
+    "Context",
+    "Evaluator",
+    "Feeds",
+    "Log",
+    "Progress",
+    "no_progress",
+    "silent",
+]
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
+Log = Callable[[str], None]
+"""Where a long step says what people should know, a line at a time."""
 
 
 class Evaluator(Protocol):
@@ -49,6 +60,10 @@ class Progress(Protocol):
 
 def no_progress(what: str, done: int, total: int) -> None:
     """Report nothing."""
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
 
 
 def _every_site(site: str) -> bool:

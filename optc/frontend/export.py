@@ -6,11 +6,11 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optc.core.context import Progress, no_progress
+from optc.core.context import Log, Progress, no_progress, silent
 from optc.core.errors import OutputError, SampleError, UsageError
 from optc.frontend.dependencies import require
 from optc.ir.interface import ports
@@ -27,10 +27,6 @@ MODEL, REFERENCE = "model.onnx", "reference.npz"
 _NEEDS = ("torch", "transformers", "onnxscript")
 
 
-def _silent(line: str) -> None:
-    pass
-
-
 def export_model(
     source: str,
     out: Path,
@@ -40,7 +36,7 @@ def export_model(
     samples: int = 8,
     seed: int = 0,
     progress: Progress = no_progress,
-    log: Callable[[str], None] = _silent,
+    log: Log = silent,
 ) -> Path:
     """Export SOURCE to ONNX and record what PyTorch answers.
 
@@ -181,7 +177,7 @@ def write_reference(
     samples: int = 8,
     seed: int = 0,
     progress: Progress = no_progress,
-    log: Callable[[str], None] = _silent,
+    log: Log = silent,
 ) -> Path:
     """Record what PyTorch answers, for an ONNX file that was exported elsewhere.
 

@@ -12,12 +12,12 @@ Without a tokenizer, token ids are random. The same source, text and seed give t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
-from optc.core.context import Array, Feeds, Progress
+from optc.core.context import Array, Feeds, Log, Progress, silent
 from optc.core.errors import SampleError
 from optc.frontend.greedy import greedy
 from optc.frontend.paragraphs import Texts
@@ -50,10 +50,6 @@ class Limits:
     tokens: int = 0
 
 
-def _silent(line: str) -> None:
-    pass
-
-
 def make_reference(
     source: Source,
     texts: Texts,
@@ -62,7 +58,7 @@ def make_reference(
     seed: int,
     progress: Progress,
     limits: Limits | None = None,
-    log: Callable[[str], None] = _silent,
+    log: Log = silent,
 ) -> Reference:
     """Make inputs for `source` and record PyTorch's answers.
 
