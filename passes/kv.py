@@ -110,14 +110,14 @@ class KV(Pass):
                 where="pass 'kv'",
                 remedy="run 'flash' too: --passes flash,kv",
             )
+        outputs = [str(value.name) for value in model.graph.outputs]
         causal = any(read_spec(node).causal for node in flash_attention_nodes(model))
-        if LOGITS not in {v.name for v in model.graph.outputs} and not causal:
+        if LOGITS not in outputs and not causal:
             problem = "the graph is an encoder: no attention is causal, so it generates nothing"
             raise UnsupportedError(problem, where="pass 'kv'", remedy="leave 'kv' out")
         read_decoder(model)
-        if LOGITS not in {v.name for v in model.graph.outputs}:
-            names = ", ".join(str(v.name) for v in model.graph.outputs)
-            problem = f"the graph has no output named '{LOGITS}' (it has {names})"
+        if LOGITS not in outputs:
+            problem = f"the graph has no output named '{LOGITS}' (it has {', '.join(outputs)})"
             remedy = f"export with output_names=['{LOGITS}']"
             raise UnsupportedError(problem, where="pass 'kv'", remedy=remedy)
 

@@ -149,6 +149,7 @@ class _Runner:
         self._session = opened.session
         self._limit = smallest_limit(opened.session, opened.limit)
         self._new_tokens = new_tokens
+        self._encodes = has_encoder(opened.session)
         self.workload = Workload(opened)
 
     def check(self, cases: Sequence[Case], where: str) -> None:
@@ -159,17 +160,15 @@ class _Runner:
         """
         if not all(case.batch for case in cases):
             return
-        self._check_encoder(max(case.prompt_tokens for case in cases), where)
-        # What an encoder reads is not in the decoder's cache.
-        longest = 1 if has_encoder(self._session) else max(case.prompt_tokens for case in cases)
+        longest = max(case.prompt_tokens for case in cases)
+        if self._encodes:
+            self._check_encoder(longest, where)
+            longest = 1  # what an encoder reads is not in the decoder's cache
         self._check_memory(max(case.batch for case in cases), longest, where)
-        if self._limit is None:
-            return
-        longest += self._new_tokens - 1
-        if longest > self._limit.tokens:
-            problem = f"{longest} tokens do not fit: {self._limit}"
-            encoded = has_encoder(self._session)
-            lengths = "--new-tokens" if encoded else "--prompt-lengths or --new-tokens"
+        needed = longest + self._new_tokens - 1
+        if self._limit is not None and needed > self._limit.tokens:
+            lengths = "--new-tokens" if self._encodes else "--prompt-lengths or --new-tokens"
+            problem = f"{needed} tokens do not fit: {self._limit}"
             remedy = f"give smaller numbers to {lengths}"
             raise UnsupportedError(problem, where=where, remedy=remedy)
 
@@ -191,7 +190,7 @@ class _Runner:
 
     def _check_encoder(self, prompt: int, where: str) -> None:
         most = encoder_limits(self._session).tokens
-        if has_encoder(self._session) and most is not None and prompt > most:
+        if most is not None and prompt > most:
             problem = f"{prompt} tokens do not fit: the encoder has positions for {most}"
             remedy = "give smaller numbers to --prompt-lengths"
             raise UnsupportedError(problem, where=where, remedy=remedy)

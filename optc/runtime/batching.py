@@ -231,15 +231,14 @@ class Batcher:
 
 def _row_limit(most: Limit | None, asked: int | None) -> Limit:
     """What a row has room for: what was asked for, as long as the engine and the model allow it."""
-    if most is None and asked is None:
-        raise UsageError("this engine's caches grow", remedy="say max_tokens")
-    if asked is not None and asked < 1:
-        raise UsageError("a request has at least one token", where="max_tokens")
-    if most is not None and asked is not None and asked > most.tokens:
-        raise UnsupportedError(f"{most}, not rows of {asked}")
     if asked is None:
-        assert most is not None
+        if most is None:
+            raise UsageError("this engine's caches grow", remedy="say max_tokens")
         return most
+    if asked < 1:
+        raise UsageError("a request has at least one token", where="max_tokens")
+    if most is not None and asked > most.tokens:
+        raise UnsupportedError(f"{most}, not rows of {asked}")
     return Limit(asked, "a row has", Finish.CACHE)
 
 
