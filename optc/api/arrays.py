@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from optc.core.context import Array, Feeds
 from optc.core.errors import InputError, UsageError
+from optc.core.npz import DAMAGED
 from optc.core.registry import suggestion
 from optc.core.session import Port, Session
 from optc.ir.interface import PADDING, TOKENS
@@ -20,8 +20,6 @@ from optc.targets.feeds import check_feeds
 
 __all__ = ["check_arrays", "load_arrays"]
 
-# What the zip reader raises on damaged bytes; RuntimeError is an entry that claims encryption.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError)
 _NPY = b"\x93NUMPY"
 _REMEDY = "write it with numpy.savez(file, name=array)"
 
@@ -104,7 +102,7 @@ def load_arrays(path: str | Path) -> dict[str, Array]:
             raise InputError(_what_else(start), where=str(path), remedy=_REMEDY)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: _numbers(archive, name, path) for name in archive.files}
-    except _DAMAGE as error:
+    except (*DAMAGED, OSError) as error:
         raise InputError(f"damaged archive ({error})", where=str(path)) from error
 
 

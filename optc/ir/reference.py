@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,15 +20,13 @@ import numpy as np
 
 from optc.core.context import Array
 from optc.core.errors import OutputError, SampleError
+from optc.core.npz import DAMAGED
 from optc.core.session import Port
 
 __all__ = ["Reference", "Sample", "load_reference", "save_reference"]
 
 VERSION = 1
 _REMEDY = "make it with 'optc reference'"
-
-# What the zip reader raises on damaged bytes; RuntimeError is an entry that claims encryption.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +134,7 @@ def load_reference(path: str | Path) -> Reference:
         return _assemble(arrays, meta)
     except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise SampleError("not a reference file", where=str(path), remedy=_REMEDY) from error
-    except _DAMAGE as error:
+    except DAMAGED as error:
         raise SampleError(f"damaged archive ({error})", where=str(path)) from error
 
 
