@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import onnx_ir as ir
+from weights import bake
 
 from optc.core.context import Context
 from optc.passes.flash import Flash
@@ -96,15 +96,7 @@ def _attention(part: str, query: str, keys: str, mask: str, attributes: str) -> 
 
 def fused(graph: Callable[[str], ir.Model], text: str) -> ir.Model:
     """The graph with its weights baked in and its attention canonical."""
-    rng = np.random.default_rng(1)
-    model = graph(text)
-    for value in list(model.graph.inputs):
-        if value.dtype != ir.DataType.FLOAT:
-            continue
-        array = rng.standard_normal(tuple(value.shape)).astype(np.float32) / 2
-        value.const_value = ir.tensor(array, name=value.name)
-        model.graph.register_initializer(value)
-        model.graph.inputs.remove(value)
+    model = bake(graph(text))
     Flash().run(model, Context())
     return model
 

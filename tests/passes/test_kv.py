@@ -8,6 +8,7 @@ import pytest
 from decoder_graphs import decoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from weights import bake
 
 from optc.core.context import Context
 from optc.core.errors import UnsupportedError, UsageError
@@ -20,14 +21,7 @@ VOCABULARY = 16
 
 def build(graph, positions: str, **shape) -> ir.Model:
     """The decoder with its weights baked in."""
-    rng = np.random.default_rng(1)
-    model = graph(decoder(positions, **shape))
-    for value in list(model.graph.inputs)[1:]:
-        array = rng.standard_normal(tuple(value.shape)).astype(np.float32) / 2
-        value.const_value = ir.tensor(array, name=value.name)
-        model.graph.register_initializer(value)
-        model.graph.inputs.remove(value)
-    return model
+    return bake(graph(decoder(positions, **shape)))
 
 
 def with_cache(graph, positions: str, kv: KV) -> ir.Model:

@@ -8,6 +8,7 @@ import pytest
 from decoder_graphs import decoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from weights import bake
 
 from optc.api.registries import passes
 from optc.core.context import Context
@@ -96,14 +97,7 @@ ENDS = {
 def build(graph, end: str = "product") -> ir.Model:
     """The decoder with its weights baked in."""
     text = decoder("rotary").replace(ENDS["product"], ENDS.get(end, end))
-    rng = np.random.default_rng(1)
-    model = graph(text)
-    for value in list(model.graph.inputs)[1:]:
-        array = rng.standard_normal(tuple(value.shape)).astype(np.float32) / 2
-        value.const_value = ir.tensor(array, name=value.name)
-        model.graph.register_initializer(value)
-        model.graph.inputs.remove(value)
-    return model
+    return bake(graph(text))
 
 
 def with_cache(model: ir.Model, kv: KV) -> ir.Model:

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 from decoder_graphs import decoder
 from test_kv import VOCABULARY, feed
+from weights import bake
 
 from optc.core.context import Context
 from optc.passes.flash import Flash
@@ -68,13 +69,7 @@ def extended(lines: str) -> str:
 
 
 def flashed(graph, text: str) -> ir.Model:
-    rng = np.random.default_rng(1)
-    model = graph(text)
-    for value in list(model.graph.inputs)[1:]:
-        array = rng.standard_normal(tuple(value.shape)).astype(np.float32) / 2
-        value.const_value = ir.tensor(array, name=value.name)
-        model.graph.register_initializer(value)
-        model.graph.inputs.remove(value)
+    model = bake(graph(text))
     Flash().run(model, Context())
     return model
 

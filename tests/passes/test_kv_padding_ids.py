@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from decoder_graphs import decoder
 from test_kv import VOCABULARY, feed
+from weights import bake
 
 from optc.core.context import Context
 from optc.core.errors import UnsupportedError, UsageError
@@ -106,13 +107,7 @@ def text(places: str = PLACES, attended: str = ATTENDED) -> str:
 
 
 def flashed(graph, written: str) -> ir.Model:
-    rng = np.random.default_rng(1)
-    model = graph(written)
-    for value in list(model.graph.inputs)[1:]:
-        array = rng.standard_normal(tuple(value.shape)).astype(np.float32) / 2
-        value.const_value = ir.tensor(array, name=value.name)
-        model.graph.register_initializer(value)
-        model.graph.inputs.remove(value)
+    model = bake(graph(written))
     Flash().run(model, Context())
     return model
 

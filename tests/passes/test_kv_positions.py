@@ -14,6 +14,7 @@ from decoder_graphs import (
     UNCLEAR_COMPANIONS,
     decoder,
 )
+from weights import bake
 
 from optc.core.context import Context
 from optc.ir.flash_attention import flash_attention_nodes, read_spec
@@ -78,13 +79,7 @@ UNCLEAR = {
 
 def build(graph, text: str) -> ir.Model:
     """The decoder with its weights baked in, after `flash`."""
-    rng = np.random.default_rng(1)
-    model = graph(text)
-    for value in [v for v in model.graph.inputs if v.name not in DATA]:
-        array = rng.standard_normal(tuple(value.shape)).astype(np.float32) / 2
-        value.const_value = ir.tensor(array, name=value.name)
-        model.graph.register_initializer(value)
-        model.graph.inputs.remove(value)
+    model = bake(graph(text), DATA)
     Flash().run(model, Context())
     return model
 
