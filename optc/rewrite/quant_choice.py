@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from optc.ir.streamed import sizes
 from optc.rewrite.quant_apply import Plan
 from optc.rewrite.quant_drift import DriftMeter
 from optc.rewrite.quant_fit import Fit
 from optc.rewrite.quant_sites import Site, weight_groups
-from optc.rewrite.quant_weights import sizes
 
 __all__ = ["Choice"]
 

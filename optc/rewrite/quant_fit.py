@@ -20,9 +20,10 @@ import numpy as np
 import onnx_ir as ir
 
 from optc.core.context import Array
+from optc.ir.streamed import read_tensor
 from optc.rewrite.quant_observe import Observation, Seen
 from optc.rewrite.quant_sites import Site
-from optc.rewrite.quant_weights import LARGEST, read_tensor
+from optc.rewrite.quant_weights import LARGEST
 
 __all__ = ["Fit", "fit", "sample_columns", "weight_error"]
 

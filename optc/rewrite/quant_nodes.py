@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from optc.rewrite.quant_weights import sizes
+from optc.ir.streamed import sizes
 
 __all__ = ["NodeWriter"]
 

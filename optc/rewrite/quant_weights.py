@@ -14,37 +14,20 @@ import numpy as np
 import onnx_ir as ir
 
 from optc.core.context import Array
+from optc.ir.streamed import read_tensor, sizes
 
 __all__ = [
     "LARGEST",
     "channel_scales",
     "int8_tensor",
     "int8_values",
-    "read_tensor",
     "rounding_error",
-    "sizes",
 ]
 
 LARGEST = 127
 """Last step of the int8 grids, of weights and of activations."""
 
 _BLOCK_BYTES = 8 << 20
-
-
-def read_tensor(tensor: ir.TensorProtocol) -> Array:
-    """Content of a tensor; external data through a map that ends with the returned array.
-
-    `ExternalTensor.numpy` maps its whole file and keeps the map, which adds up over many weights.
-    """
-    if not isinstance(tensor, ir.ExternalTensor) or tensor.size == 0:
-        return tensor.numpy()
-    dtype = np.dtype(tensor.dtype.numpy()).newbyteorder("<")
-    return np.memmap(tensor.path, dtype, "r", tensor.offset or 0, sizes(tensor))
-
-
-def sizes(tensor: ir.TensorProtocol) -> tuple[int, ...]:
-    """Shape of a tensor, as plain numbers."""
-    return tuple(int(size) for size in tensor.shape.numpy())
 
 
 def _blocks(array: Array) -> Iterator[slice]:

@@ -20,8 +20,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from optc.core.context import Array
+from optc.ir.streamed import sizes
 from optc.rewrite.quant_nodes import NodeWriter
-from optc.rewrite.quant_weights import sizes
 from optc.targets.ort_quant_match import Rounded, Weight, read_weight, readers, rounded_input
 
 __all__ = ["lower_quant"]

@@ -7,7 +7,7 @@ import dataclasses
 import onnx_ir as ir
 
 from optc.core.context import Array
-from optc.rewrite.quant_weights import sizes
+from optc.ir.streamed import sizes
 
 __all__ = ["Rounded", "Weight", "read_weight", "readers", "rounded_input"]
 

@@ -1,0 +1,84 @@
+"""Grids of weights: what a step is, and how far rounding may move a number."""
+
+import numpy as np
+import pytest
+
+from optc.rewrite.quant_grid import Grid
+
+GRIDS = [
+    Grid(8),
+    Grid(8, group=32),
+    Grid(8, symmetric=False),
+    Grid(4, group=32),
+    Grid(4, group=32, symmetric=False),
+    Grid(4, group=48, symmetric=False),
+]
+
+
+def _rows(seed=0, shape=(6, 128)):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_rounding_moves_no_weight_further_than_half_a_step(grid):
+    rows = _rows()
+    scales, zeros = grid.scales(rows)
+    steps = grid.steps(rows, scales, zeros)
+    assert steps.min() >= grid.limits[0]
+    assert steps.max() <= grid.limits[1]
+    moved = np.abs(grid.values(steps, scales, zeros) - rows)
+    # a zero point is a whole number: it moves the last step by up to half a step more
+    bound = (0.5 if grid.symmetric else 1.0) * grid.spread(scales, rows.shape[1])
+    assert (moved <= bound * 1.0001).all()
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_a_weight_on_the_grid_stays_where_it_is(grid):
+    once = grid.rounded(_rows())
+    assert np.abs(grid.rounded(once) - once).max() <= 1e-5
+
+
+@pytest.mark.parametrize("grid", [*GRIDS, Grid(8, is_float=True)], ids=str)
+@pytest.mark.parametrize("value", [0.0, 1e-42])
+def test_groups_of_nothing_have_scale_one_and_become_zero(grid, value):
+    rows = np.full((2, 96), value, np.float32)
+    scales, zeros = grid.scales(rows)
+    assert (scales == 1).all()
+    assert not grid.values(grid.steps(rows, scales, zeros), scales, zeros).any()
+
+
+def test_scales_are_normal_numbers_of_the_type_that_they_are_stored_in():
+    rows = np.full((1, 32), 1e-6, np.float32)
+    scales, zeros = Grid(8).scales(rows, np.dtype(np.float16))
+    assert scales.dtype == np.float16
+    assert np.isfinite(Grid(8).values(Grid(8).steps(rows, scales, zeros), scales, zeros)).all()
+
+
+def test_groups_are_finer_than_channels_and_zero_points_than_symmetry():
+    rows = _rows() ** 2  # one-sided: where a zero point pays
+
+    def error(grid):
+        return np.square(grid.rounded(rows) - rows).sum()
+
+    assert error(Grid(4, group=32)) < error(Grid(4))
+    assert error(Grid(4, group=32, symmetric=False)) < error(Grid(4, group=32))
+
+
+def test_e4m3_keeps_small_weights_better_than_integers():
+    rows = np.geomspace(1e-3, 1, 64, dtype=np.float32)[None]
+    relative = [
+        np.abs(grid.rounded(rows) / rows - 1).max() for grid in (Grid(8, is_float=True), Grid(8))
+    ]
+    assert relative[0] < 0.07 < relative[1]
+
+
+@pytest.mark.parametrize(
+    ("grid", "expected"),
+    [
+        (Grid(8), 100 * 64 + 100 * 4),
+        (Grid(4, group=32), 100 * 32 + 200 * 4),
+        (Grid(4, group=32, symmetric=False), 100 * 32 + 200 * 4 + 100),
+    ],
+)
+def test_bytes_count_steps_scales_and_zero_points(grid, expected):
+    assert grid.bytes(100, 64) == expected
