@@ -20,6 +20,7 @@ __all__ = ["EVERY", "Part", "StreamedTensor", "blocks_of", "read_part", "read_te
 
 EVERY = slice(None)
 _BLOCK_BYTES = 8 << 20
+_SMALL_BYTES = 1 << 20
 _NIBBLES = {ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.FLOAT4E2M1}
 
 
@@ -65,14 +66,16 @@ def sizes(tensor: ir.TensorProtocol) -> tuple[int, ...]:
 
 
 def read_tensor(tensor: ir.TensorProtocol) -> Array:
-    """Content of a tensor; external data through a map that ends with the returned array.
+    """Content of a tensor; large external data through a map that ends with the returned array.
 
     `ExternalTensor.numpy` maps its whole file and keeps the map, which adds up over many weights.
     """
     if not isinstance(tensor, ir.ExternalTensor) or tensor.size == 0 or _is_packed(tensor):
         return tensor.numpy()
-    dtype = np.dtype(tensor.dtype.numpy()).newbyteorder("<")
-    return np.memmap(tensor.path, dtype, "r", tensor.offset or 0, sizes(tensor))
+    dtype, offset = np.dtype(tensor.dtype.numpy()).newbyteorder("<"), tensor.offset or 0
+    if tensor.nbytes <= _SMALL_BYTES:
+        return read_bytes(tensor.path, offset, tensor.nbytes).view(dtype).reshape(sizes(tensor))
+    return np.memmap(tensor.path, dtype, "r", offset, sizes(tensor))
 
 
 def read_part(tensor: ir.TensorProtocol, rows: slice = EVERY, columns: slice = EVERY) -> Array:
