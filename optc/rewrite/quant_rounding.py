@@ -21,7 +21,7 @@ from optc.rewrite.quant_apply import write_plan
 from optc.rewrite.quant_gram import Inputs
 from optc.rewrite.quant_nodes import NodeWriter
 from optc.rewrite.quant_plan import Plan
-from optc.rewrite.quant_sites import Site, find_sites
+from optc.rewrite.quant_sites import find_sites
 from optc.rewrite.quant_solve import solve
 from optc.rewrite.quant_stream import Solution
 from optc.rewrite.quant_units import Unit, Widths, constant_of
