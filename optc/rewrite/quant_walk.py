@@ -112,6 +112,8 @@ def _stage(
         if array is not None:
             value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
             value.shape = ir.Shape([f"{value.name}_{axis}" for axis in range(array.ndim)])
+    for value in graph.outputs:
+        value.type = value.shape = None  # the runtime infers what nobody may have inferred yet
     functions = [function.clone() for function in model.functions.values()]
     return ir.Model(graph, ir_version=model.ir_version, functions=functions)
 
