@@ -16,7 +16,7 @@ from optc.api.registries import passes as pass_registry
 from optc.api.registries import targets as target_registry
 from optc.api.result import BuildResult
 from optc.api.room import check_not_built, room_note
-from optc.api.samples import calibration_of, find_reference
+from optc.api.samples import calibration_of, find_reference, given_reference
 from optc.bundle.sign import check_private_key, sign_bundle
 from optc.bundle.write import check_writable, write_bundle
 from optc.core.context import Context, Log, Progress, no_progress, silent
@@ -25,12 +25,16 @@ from optc.core.hooks import Hook, TimeHook
 from optc.core.pipeline import Pipeline
 from optc.ir.dump import DumpHook
 from optc.ir.load import load_canonical
+from optc.ir.reference import NOTHING
 from optc.ir.verify import VerifyHook
 from optc.parity.hook import CompareHook
+from optc.parity.unmeasured import UnmeasuredHook
 from optc.targets.base import Target
 from optc.targets.evaluate import OrtEvaluator, open_model
 
-__all__ = ["build"]
+__all__ = ["EVIDENCE", "build"]
+
+EVIDENCE = ("full", "none")
 
 
 def build(
@@ -42,6 +46,7 @@ def build(
     reference: str | Path | None = None,
     calibration: str | Path | None = None,
     policy: str | Path | None = None,
+    evidence: str = "full",
     dump_dir: str | Path | None = None,
     draft: str | Path | None = None,
     sm: Sequence[int] | None = None,
@@ -63,6 +68,9 @@ def build(
             and the input graph's own answers where there is none.
         calibration: Reference file whose inputs calibrate; the reference's own by default.
         policy: TOML file with limits; limits that follow from the passes by default.
+        evidence: `full`; or `none`, to run no graph: for a model that this machine cannot run.
+            What the reference says then goes into the bundle and is judged by `verify` elsewhere,
+            and passes calibrate on `calibration` or not at all.
         dump_dir: Folder that gets the graph before the first and after every pass.
         draft: Draft model for speculation; not there yet.
         sm: Compute capabilities, for targets that take them.
@@ -85,6 +93,7 @@ def build(
     if draft is not None:
         raise NotYetError("speculation with a draft model is not there yet", where="--draft")
     source, bundle = Path(model), bundle_path(Path(model), out)
+    is_measured = _is_measured(evidence)
     pipeline = Pipeline.parse(passes, pass_registry(), allow_noop=allow_noop)
     goal = _target(target, sm)
     limits = policy_for(policy, pipeline)
@@ -94,13 +103,20 @@ def build(
         graph = load_canonical(source)
     check_not_built(graph, source)
     limits = fitted(limits, graph)
-    truth = find_reference(graph, source, reference, seed=seed, log=log, progress=progress)
+    if is_measured:
+        truth = find_reference(graph, source, reference, seed=seed, log=log, progress=progress)
+    else:
+        truth = given_reference(graph, source, reference) or NOTHING
     samples = calibration_of(truth, calibration, graph)
+    if not is_measured and calibration is None:
+        samples = ()
     context = Context(OrtEvaluator(), samples, goal.name, seed, progress)
 
     log(f"passes, in the order they run: {pipeline}")
-    compare = CompareHook(open_model, truth, limits, force=force, progress=progress)
-    hooks: list[Hook] = [TimeHook(), VerifyHook(), LogHook(log), compare]
+    measure: CompareHook | UnmeasuredHook = UnmeasuredHook()
+    if is_measured:
+        measure = CompareHook(open_model, truth, limits, force=force, progress=progress)
+    hooks: list[Hook] = [TimeHook(), VerifyHook(), LogHook(log), measure]
     if dump_dir is not None:
         hooks.insert(1, DumpHook(Path(dump_dir)))
     pipeline.run(graph, context, hooks)
@@ -118,8 +134,9 @@ def build(
         policy=limits,
         force=force,
         progress=progress,
-        rows=compare.rows,
-        violations=compare.violations,
+        rows=measure.rows,
+        violations=measure.violations,
+        is_measured=is_measured,
     )
     write_bundle(bundle, lambda folder: packer.fill(lowered, folder))
     if sign_key is not None:
@@ -131,7 +148,7 @@ def build(
         target=goal.name,
         pipeline=passes,
         order=tuple(packer.order),
-        source=truth.source,
+        source=packer.source,
         level=packer.level,
         rows=tuple(packer.rows),
         policy=limits,
@@ -148,6 +165,13 @@ def _target(name: str, sm: Sequence[int] | None) -> Target:
         problem = f"the target '{name}' does not build for GPU architectures"
         raise UsageError(problem, where="--sm", remedy="leave it out")
     return cls(**options)
+
+
+def _is_measured(evidence: str) -> bool:
+    if evidence not in EVIDENCE:
+        problem = f"'{evidence}' is no kind of evidence"
+        raise UsageError(problem, where="--evidence", remedy=f"give one of {', '.join(EVIDENCE)}")
+    return evidence == "full"
 
 
 def _check_outputs(bundle: Path, dump_dir: str | Path | None, sign_key: str | Path | None) -> None:

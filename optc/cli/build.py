@@ -26,6 +26,13 @@ from optc.cli.console import print_json, print_rich, reporting, size, terminal_w
 @options.calibration
 @options.reference
 @options.policy
+@click.option(
+    "--evidence",
+    default="full",
+    show_default=True,
+    metavar="full|none",
+    help="none: run no graph, for a model that this machine cannot run.",
+)
 @click.option("--dump-dir", metavar="DIR", help="Keep the graph after every pass here.")
 @click.option(
     "--sm", metavar="N,N", callback=options.numbers, help="GPU architectures, such as 86,89,120."
