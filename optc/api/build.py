@@ -8,6 +8,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from optc.api.evidence import Wanted
+from optc.api.forecast import check_forecast, make_forecast
 from optc.api.log import LogHook, stage
 from optc.api.outputs import bundle_path, check_folder, folder_bytes
 from optc.api.pack import Packer
@@ -16,7 +18,6 @@ from optc.api.registries import passes as pass_registry
 from optc.api.registries import targets as target_registry
 from optc.api.result import BuildResult
 from optc.api.room import check_not_built, room_note
-from optc.api.samples import calibration_of, find_reference, given_reference
 from optc.bundle.sign import check_private_key, sign_bundle
 from optc.bundle.write import check_writable, write_bundle
 from optc.core.context import Context, Log, Progress, no_progress, silent
@@ -25,16 +26,11 @@ from optc.core.hooks import Hook, TimeHook
 from optc.core.pipeline import Pipeline
 from optc.ir.dump import DumpHook
 from optc.ir.load import load_canonical
-from optc.ir.reference import NOTHING
 from optc.ir.verify import VerifyHook
-from optc.parity.hook import CompareHook
-from optc.parity.unmeasured import UnmeasuredHook
 from optc.targets.base import Target
-from optc.targets.evaluate import OrtEvaluator, open_model
+from optc.targets.evaluate import OrtEvaluator
 
-__all__ = ["EVIDENCE", "build"]
-
-EVIDENCE = ("full", "none")
+__all__ = ["build"]
 
 
 def build(
@@ -75,7 +71,8 @@ def build(
         draft: Draft model for speculation; not there yet.
         sm: Compute capabilities, for targets that take them.
         allow_noop: Whether a pass may find nothing to rewrite.
-        force: Write the bundle although it misses its policy, and say so in it.
+        force: Write the bundle although it misses its policy, and say so in it; start although
+            the forecast says that memory or disk is short.
         sign_key: Private key (PEM, elliptic curve) to sign the bundle with.
         seed: Seed of everything random.
         progress: Told how far long steps are.
@@ -93,7 +90,7 @@ def build(
     if draft is not None:
         raise NotYetError("speculation with a draft model is not there yet", where="--draft")
     source, bundle = Path(model), bundle_path(Path(model), out)
-    is_measured = _is_measured(evidence)
+    wanted = Wanted(evidence, reference, calibration)
     pipeline = Pipeline.parse(passes, pass_registry(), allow_noop=allow_noop)
     goal = _target(target, sm)
     limits = policy_for(policy, pipeline)
@@ -103,19 +100,20 @@ def build(
         graph = load_canonical(source)
     check_not_built(graph, source)
     limits = fitted(limits, graph)
-    if is_measured:
-        truth = find_reference(graph, source, reference, seed=seed, log=log, progress=progress)
-    else:
-        truth = given_reference(graph, source, reference) or NOTHING
-    samples = calibration_of(truth, calibration, graph)
-    if not is_measured and calibration is None:
-        samples = ()
-    context = Context(OrtEvaluator(), samples, goal.name, seed, progress)
+    needs = make_forecast(
+        graph,
+        pipeline.passes,
+        bundle,
+        None if dump_dir is None else Path(dump_dir),
+        is_measured=wanted.is_measured,
+        calibrates=calibration is not None,
+    )
+    check_forecast(needs, force=force, log=log)
+    data = wanted.find(graph, source, seed=seed, log=log, progress=progress)
+    context = Context(OrtEvaluator(), data.calibration, goal.name, seed, progress)
 
     log(f"passes, in the order they run: {pipeline}")
-    measure: CompareHook | UnmeasuredHook = UnmeasuredHook()
-    if is_measured:
-        measure = CompareHook(open_model, truth, limits, force=force, progress=progress)
+    measure = wanted.hook(data.reference, limits, force=force, progress=progress)
     hooks: list[Hook] = [TimeHook(), VerifyHook(), LogHook(log), measure]
     if dump_dir is not None:
         hooks.insert(1, DumpHook(Path(dump_dir)))
@@ -130,13 +128,13 @@ def build(
         target=goal,
         pipeline=pipeline,
         given=passes,
-        reference=truth,
+        reference=data.reference,
         policy=limits,
         force=force,
         progress=progress,
         rows=measure.rows,
         violations=measure.violations,
-        is_measured=is_measured,
+        is_measured=wanted.is_measured,
     )
     write_bundle(bundle, lambda folder: packer.fill(lowered, folder))
     if sign_key is not None:
@@ -165,13 +163,6 @@ def _target(name: str, sm: Sequence[int] | None) -> Target:
         problem = f"the target '{name}' does not build for GPU architectures"
         raise UsageError(problem, where="--sm", remedy="leave it out")
     return cls(**options)
-
-
-def _is_measured(evidence: str) -> bool:
-    if evidence not in EVIDENCE:
-        problem = f"'{evidence}' is no kind of evidence"
-        raise UsageError(problem, where="--evidence", remedy=f"give one of {', '.join(EVIDENCE)}")
-    return evidence == "full"
 
 
 def _check_outputs(bundle: Path, dump_dir: str | Path | None, sign_key: str | Path | None) -> None:
