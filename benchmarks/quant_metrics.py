@@ -170,6 +170,7 @@ def _of_file(path: Path, threads: int | None) -> Run:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     return lambda ids: session.run(["logits"], feeds_of(names, ids))[0]
