@@ -6,29 +6,44 @@ import dataclasses
 
 import onnx_ir as ir
 
-from optc.core.context import Array
 from optc.ir.streamed import sizes
 
-__all__ = ["Rounded", "Weight", "read_weight", "readers", "rounded_input"]
+__all__ = [
+    "Rounded",
+    "Weight",
+    "constant_tensor",
+    "made_by",
+    "read_weight",
+    "readers",
+    "rounded_input",
+]
 
 _BYTES = {ir.DataType.INT8, ir.DataType.UINT8}
+_NIBBLES = {ir.DataType.INT4, ir.DataType.UINT4}
+_INTEGERS = _BYTES | _NIBBLES
+_SIGNED = {ir.DataType.INT8, ir.DataType.INT4}
+_FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weight:
-    """A dequantised weight: `output` = `integers` * `scale` along `axis`.
+    """A dequantised weight: `output` = (`integers` - `zero`) * `scale`, and who shares a scale.
 
     Attributes:
         output: Output of the DequantizeLinear.
-        integers: int8 initializer, [C,K] or [K,C].
-        scale: float32 initializer [C].
+        integers: Initializer of 4- or 8-bit integers, [C,K] or [K,C].
+        scale: float32 or float16 initializer: [C], or by groups [C,G] or [G,C], as `integers` lie.
+        zero: Of the shape of `scale` and the type of `integers`; None where it is 0 throughout.
         axis: Which axis of `integers` is C.
+        group: Input channels that share a scale; 0 for all of them. K need not be a multiple.
     """
 
     output: ir.Value
     integers: ir.Value
     scale: ir.Value
+    zero: ir.Value | None
     axis: int
+    group: int
 
     @property
     def name(self) -> str:
@@ -38,7 +53,7 @@ class Weight:
     @property
     def tensor(self) -> ir.TensorProtocol:
         """The integers, not yet computed."""
-        return _tensor(self.integers)
+        return constant_tensor(self.integers)
 
     @property
     def inner(self) -> int:
@@ -50,9 +65,25 @@ class Weight:
         """C, the number of output channels."""
         return sizes(self.tensor)[self.axis]
 
-    def scales(self) -> Array:
-        """[C], float32."""
-        return _tensor(self.scale).numpy()
+    @property
+    def bits(self) -> int:
+        """4 or 8."""
+        return 4 if self.tensor.dtype in _NIBBLES else 8
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether integers below zero occur."""
+        return self.tensor.dtype in _SIGNED
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Element type of the dequantised weight."""
+        return constant_tensor(self.scale).dtype
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is int8 with one scale per channel and no zero points."""
+        return self.tensor.dtype == ir.DataType.INT8 and not self.group and self.zero is None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,26 +103,48 @@ class Rounded:
     zero: ir.Value
 
 
-def _tensor(value: ir.Value) -> ir.TensorProtocol:
+def constant_tensor(value: ir.Value) -> ir.TensorProtocol:
+    """What an initializer holds, not yet computed."""
     if value.const_value is None:
         raise ValueError(f"'{value.name}' is not constant")
     return value.const_value
 
 
 def read_weight(node: ir.Node) -> Weight | None:
-    """The weight that `node` dequantises: int8 [C,K] or [K,C], one float32 scale per channel."""
-    if node.op_type != "DequantizeLinear" or node.domain or len(node.inputs) != 2:
+    """The weight that `node` dequantises, with scales per output channel or per group of inputs."""
+    if node.op_type != "DequantizeLinear" or node.domain or not 2 <= len(node.inputs) <= 3:
         return None
-    integers, scale = node.inputs
-    if integers is None or scale is None:
+    integers, scale = node.inputs[:2]
+    zero = node.inputs[2] if len(node.inputs) == 3 else None
+    if integers is None or scale is None or not _fit_together(node, integers, scale, zero):
         return None
+    axis, group = node.attributes.get_int("axis", 1) % 2, node.attributes.get_int("block_size", 0)
+    weight = Weight(node.outputs[0], integers, scale, zero, 1 - axis if group else axis, group)
+    return weight if sizes(constant_tensor(scale)) == _scale_shape(weight) else None
+
+
+def _fit_together(
+    node: ir.Node, integers: ir.Value, scale: ir.Value, zero: ir.Value | None
+) -> bool:
+    """Whether all are constants of types that there are kernels for."""
     first, second = integers.const_value, scale.const_value
-    if first is None or second is None or len(sizes(first)) != 2 or len(sizes(second)) != 1:
-        return None
-    if (first.dtype, second.dtype) != (ir.DataType.INT8, ir.DataType.FLOAT):
-        return None
-    axis = node.attributes.get_int("axis", 1) % 2
-    return Weight(node.outputs[0], integers, scale, axis)
+    if first is None or second is None or len(sizes(first)) != 2:
+        return False
+    if first.dtype not in _INTEGERS or second.dtype not in _FLOATS:
+        return False
+    if node.attributes.get_int("output_dtype", 0) not in (0, int(second.dtype)):
+        return False
+    if zero is None:
+        return True
+    third = zero.const_value
+    return third is not None and third.dtype == first.dtype and sizes(third) == sizes(second)
+
+
+def _scale_shape(weight: Weight) -> tuple[int, ...]:
+    if not weight.group:
+        return (weight.outer,)
+    groups = -(-weight.inner // weight.group)
+    return (weight.outer, groups) if weight.axis == 0 else (groups, weight.outer)
 
 
 def readers(weight: Weight) -> tuple[list[ir.Node], list[ir.Node]]:
@@ -136,8 +189,8 @@ def _is_product(node: ir.Node, slot: int, axis: int, channels: int) -> bool:
 
 def rounded_input(node: ir.Node) -> Rounded | None:
     """The first input of `node`, if it is an activation on one grid of int8 or uint8."""
-    up = _maker(node.inputs[0] if node.inputs else None, "DequantizeLinear")
-    down = None if up is None else _maker(up.inputs[0], "QuantizeLinear")
+    up = made_by(node.inputs[0] if node.inputs else None, "DequantizeLinear")
+    down = None if up is None else made_by(up.inputs[0], "QuantizeLinear")
     if up is None or down is None or not len(up.inputs) == len(down.inputs) == 3:
         return None
     integers, scale, zero = up.inputs
@@ -146,10 +199,10 @@ def rounded_input(node: ir.Node) -> Rounded | None:
         return None
     if not all(_is_same_number(*pair) for pair in zip(up.inputs[1:], down.inputs[1:], strict=True)):
         return None
-    return Rounded(source, integers, scale, zero) if _tensor(zero).dtype in _BYTES else None
+    return Rounded(source, integers, scale, zero) if constant_tensor(zero).dtype in _BYTES else None
 
 
-def _maker(value: ir.Value | None, op_type: str) -> ir.Node | None:
+def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
     """What makes `value`, if it is an `op_type` of the standard."""
     node = None if value is None else value.producer()
     return node if node is not None and (node.domain, node.op_type) == ("", op_type) else None
