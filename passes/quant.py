@@ -1,51 +1,44 @@
-"""`quant`: weights and activations in 8 bits, as wide as measurement says they must be.
+"""`quant`: weights in 8 or 4 bits, activations too where asked, as wide as measurement demands.
 
 1. Sites are products with a constant matrix and lookups in a table (`optc.rewrite.quant_sites`).
-2. Weights become int8, symmetric, one scale per output channel; a table tied to the last product
-   stays one tensor (`optc.rewrite.quant_weights`).
-3. Activations become int8, per tensor, on a grid fitted to calibration data; channels are evened
-   out first (`optc.rewrite.quant_fit`, `optc.rewrite.quant_divide`).
-4. The drift of the whole graph is measured on calibration samples that the grids were not fitted
-   to, and what hurts most stays wide until it is within `max-drift`: activations in float first,
-   weights if need be (`optc.rewrite.quant_search`).
+2. A scheme says which grids they may have (`optc.rewrite.quant_scheme`).
+3. Weights are rounded to the nearest step, or solved for on calibration data
+   (`optc.rewrite.quant_rounding`); a table tied to the last product stays one tensor.
+4. Activations get one range, fitted to calibration data, their channels evened out first
+   (`optc.rewrite.quant_fit`, `optc.rewrite.quant_divide`), or a range for each token
+   (`optc.rewrite.quant_tokens`).
+5. The drift of the whole graph is measured on calibration samples that nothing was fitted to, and
+   what hurts most stays wide until it is within `max-drift` (`optc.rewrite.quant_decide`).
 
-Sources: SmoothQuant, Xiao et al. 2022 (arXiv 2211.10438); ONNX QuantizeLinear-24.
+Sources: SmoothQuant, Xiao et al. 2022 (arXiv 2211.10438); GPTQ, Frantar et al. 2022 (arXiv
+2210.17323); AWQ, Lin et al. 2023 (arXiv 2306.00978); ONNX QuantizeLinear-24.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from optc.core.base import Pass, PassResult, Promise, Refusal, option
-from optc.core.context import Context, Feeds
-from optc.core.errors import PassContractError, SampleError, UnsupportedError
+from optc.core.context import Context
+from optc.core.errors import PassContractError, SampleError, UnsupportedError, UsageError
 from optc.ir.interface import ports
 from optc.rewrite.calibration import cut_to_cache
 from optc.rewrite.encode_once import encoder_in_line
-from optc.rewrite.last_tokens import every_token
-from optc.rewrite.quant_apply import Plan, apply_plan
-from optc.rewrite.quant_choice import Choice
-from optc.rewrite.quant_drift import DriftMeter
-from optc.rewrite.quant_fit import Fit, fit, sample_columns, weight_error
-from optc.rewrite.quant_observe import Seen, observe, tokens_of
-from optc.rewrite.quant_search import choose_activations, choose_weights
-from optc.rewrite.quant_sites import (
-    Site,
-    find_sites,
-    is_quantised,
-    last_products,
-    weight_groups,
-)
-from optc.rewrite.quant_weights import channel_scales, rounding_error
+from optc.rewrite.quant_apply import apply_plan
+from optc.rewrite.quant_decide import Wishes, decide
+from optc.rewrite.quant_grid import Grid
+from optc.rewrite.quant_scheme import SCHEMES, Scheme
+from optc.rewrite.quant_sites import Site, find_sites, is_quantised, weight_groups
+from optc.rewrite.quant_weights import is_finite
 
 __all__ = ["Quant"]
 
-_TRIAL_TOKENS = 1024
+_SOLVED = ("int4",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +51,37 @@ class Quant(Pass):
 
     scheme: str = option(
         "int8",
-        "int8: weights and activations; w8: weights only.",
-        choices=("int8", "w8"),
+        "int8, int8-dynamic (a range for each token), fp8: weights and activations; w8, int4: "
+        "weights only.",
+        choices=tuple(SCHEMES),
     )
-    max_drift: float = option(
-        0.03,
+    max_drift: float | None = option(
+        None,
         "Largest drift on held-out calibration data: KL divergence of next-token distributions in "
-        "nats, or relative L2 error of the outputs of a graph without logits.",
+        "nats, or relative L2 error of the outputs of a graph without logits. By default 0.1 for "
+        "int4, 0.03 for fp8, else 0.015.",
         minimum=0.0,
+    )
+    max_wide: int | None = option(
+        None,
+        "How many activations (with int4 and w8: places that read one) may stay wide, whatever "
+        "the drift then is.",
+        minimum=0,
+    )
+    group: int | None = option(
+        None,
+        "Input channels that share a scale (int4, w8); by default 32 for int4.",
+        choices=(16, 32, 64, 128),
+    )
+    symmetric: bool = option(False, "Without zero points (int4); 8-bit weights never have any.")
+    method: str = option(
+        "auto",
+        "How 4-bit weights are rounded: rtn (to the nearest), awq, gptq, awq-gptq; auto: gptq "
+        "where there is calibration data.",
+        choices=("auto", "rtn", "awq", "gptq", "awq-gptq"),
+    )
+    vocabulary: int = option(
+        8, "Bits of tables and of products tied to them (int4).", choices=(4, 8)
     )
     smooth: str = option(
         "auto",
@@ -74,20 +90,31 @@ class Quant(Pass):
     )
 
     def requires(self, model: ir.Model, ctx: Context) -> None:
-        """Int8 activations need a runtime and calibration data."""
-        if self.scheme == "w8":
+        """Ranges and solved weights need a runtime and calibration data."""
+        if self.group is not None and self.scheme not in {"int4", "w8"}:
+            problem = f"the scheme {self.scheme} has one scale for each output channel, no groups"
+            raise UsageError(problem, where="quant:group", remedy="use scheme=int4 or scheme=w8")
+        if self.method not in {"auto", "rtn"} and self.scheme not in _SOLVED:
+            problem = f"{self.method} is for 4-bit weights, and the scheme is {self.scheme}"
+            raise UsageError(problem, where="quant:method", remedy="leave it out, or scheme=int4")
+        needs = {"int8": "int8 activations", "fp8": "E4M3 activations"}.get(self.scheme)
+        if self.method not in {"auto", "rtn"}:
+            needs = f"the method {self.method}"
+        if needs is None:
             return
+        instead = "quant:method=rtn" if self.scheme == "int4" else "quant:scheme=w8"
+        verb = "needs" if needs.startswith("the") else "need"
         if ctx.evaluate is None:
             raise UnsupportedError(
-                "int8 activations need a runtime to calibrate with",
+                f"{needs} {verb} a runtime to calibrate with",
                 where=f"pass '{self.name}'",
-                remedy="use quant:scheme=w8",
+                remedy=f"use {instead}",
             )
         if not ctx.calibration:
             raise SampleError(
-                "int8 activations need calibration data and there is none",
+                f"{needs} {verb} calibration data and there is none",
                 where=f"pass '{self.name}'",
-                remedy="give --calibration, or use quant:scheme=w8",
+                remedy=f"give --calibration, or use {instead}",
             )
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
@@ -100,115 +127,51 @@ class Quant(Pass):
         samples, cut = cut_to_cache(ctx.calibration, ports(model.graph.inputs))
         ctx = dataclasses.replace(ctx, calibration=samples)
         found = find_sites(model, ctx.wants)
-        errors, unfit = _rounding_errors(found.sites)
+        unfit = _not_finite(found.sites)
         refusals = [*found.refusals, *unfit]
-        sites = [site for site in found.sites if site.weight.name in errors]
+        refused = {refusal.site for refusal in unfit}
+        sites = [site for site in found.sites if site.name not in refused]
         if not sites:
             return PassResult(refusals=tuple(refusals))
-        choice = self._choose(model, sites, errors, ctx)
+        wishes = self._wishes(ctx)
+        choice = decide(model, sites, wishes, ctx)
         kept = [s for s in sites if choice.plan.width(s) == "float"]
-        reason = (
-            f"int8 drifts more than {self.max_drift:g}; its weight is among those that hurt most"
-        )
+        drifts = f"{wishes.scheme.width} drifts more than {wishes.max_drift:g}"
+        reason = f"{drifts}; its weight is among those that hurt most"
         refusals += [Refusal(site.name, reason) for site in kept]
         done = tuple(site.name for site in sites if site not in kept)
-        details = {"scheme": self.scheme, "max_drift": self.max_drift, **choice.details(sites)}
+        options = {"scheme": self.scheme, "method": wishes.method, "max_drift": wishes.max_drift}
+        details = {**options, **choice.details(sites)}
         notes = (*cut, *choice.notes(sites)) if done else ()
         apply_plan(model, sites, choice.plan)
         return PassResult(done, tuple(refusals), notes, details)
 
-    def _choose(
-        self, model: ir.Model, sites: Sequence[Site], errors: Mapping[str, float], ctx: Context
-    ) -> Choice:
-        if ctx.evaluate is None or not ctx.calibration:
-            return Choice(Plan(frozenset(errors)), errors)
-        learnt, judged = _split(ctx.calibration, halves=self.scheme == "int8")
-        whole = every_token(model)
-        meter = DriftMeter(whole, ctx, judged, ctx.wants)
-        weights, readers = frozenset(errors), _readers(sites)
-        needs_rows = meter.measure(Plan(weights)) > self.max_drift
-        widths = {name: len(sample_columns(users, 1)) for name, users in readers.items()}
-        seen = observe(whole, widths, ctx, learnt) if needs_rows or self.scheme == "int8" else {}
-        if needs_rows:
-            weights = choose_weights(meter, _harms(sites, seen, errors), self.max_drift)
-        if self.scheme == "w8":
-            return Choice(Plan(weights), errors, meter=meter)
-        fits = self._fit(_readers([s for s in sites if s.weight.name in weights]), seen, ctx)
-        last = frozenset(_readers(last_products(model, sites)))
-        plan = choose_activations(meter, weights, fits, last, self.max_drift)
-        tokens = sum(map(tokens_of, learnt))
-        return Choice(plan, errors, fits, meter, tokens, held_out=learnt is not judged)
+    def _wishes(self, ctx: Context) -> Wishes:
+        scheme = self._scheme(ctx.target)
+        limit = scheme.max_drift if self.max_drift is None else self.max_drift
+        method = self.method
+        if method == "auto":
+            has_data = ctx.evaluate is not None and bool(ctx.calibration)
+            method = "gptq" if has_data and self.scheme in _SOLVED else "rtn"
+        return Wishes(scheme, method, self.smooth == "auto", limit, self.max_wide)
 
-    def _fit(
-        self, readers: Mapping[str, Sequence[Site]], seen: Mapping[str, Seen], ctx: Context
-    ) -> dict[str, Fit]:
-        """The grid of each activation; its channels are evened out if all its weights allow it."""
-        fits: dict[str, Fit] = {}
-        for name, users in readers.items():
-            free = self.smooth == "auto" and all(_reads_alone(site) for site in users)
-            fits[name] = fit(seen[name], sample_columns(users), smooth=free)
-            ctx.progress("fitting activations", len(fits), len(readers))
-        return fits
+    def _scheme(self, target: str) -> Scheme:
+        asked = Grid(4, self.group or 0, self.symmetric or self.scheme == "w8")
+        return SCHEMES[self.scheme](target, asked, self.vocabulary)
 
     def ensures(self, model: ir.Model, result: PassResult) -> None:
-        """Every reported site reads an integer matrix now."""
+        """Every reported site reads a quantised matrix now."""
         nodes = {out.name: node for node in model.graph.all_nodes() for out in node.outputs}
         for name in result.sites:
             if not any(v is not None and is_quantised(v) for v in nodes[name].inputs):
                 raise PassContractError(f"'{name}' is reported and not quantised", where=self.name)
 
 
-def _split(samples: Sequence[Feeds], *, halves: bool) -> tuple[Sequence[Feeds], Sequence[Feeds]]:
-    """Samples to fit grids to, and samples to measure drift on: the last quarter, up to a bound."""
-    count = max(1, len(samples) // 4) if halves and len(samples) > 1 else len(samples)
-    judged: list[Feeds] = []
-    for feeds in samples[-count:]:
-        if not judged or sum(map(tokens_of, judged)) < _TRIAL_TOKENS:
-            judged.append(feeds)
-    return (samples[:-count], judged) if count < len(samples) else (judged, judged)
-
-
-def _rounding_errors(sites: Sequence[Site]) -> tuple[dict[str, float], list[Refusal]]:
-    """Relative rounding error of each constant, and the sites whose constant is not finite."""
-    errors: dict[str, float] = {}
+def _not_finite(sites: Sequence[Site]) -> list[Refusal]:
+    """Sites whose constant holds NaN or infinity."""
     refusals: list[Refusal] = []
     for group in weight_groups(sites):
-        weight, axis = group[0].weight, group[0].axis
-        tensor = weight.const_value
-        scales = None if tensor is None else channel_scales(tensor, axis)
-        if tensor is None or scales is None:
+        tensor = group[0].weight.const_value
+        if tensor is None or not is_finite(tensor):
             refusals += [Refusal(s.name, "its weight holds NaN or infinity") for s in group]
-            continue
-        errors[str(weight.name)] = rounding_error(tensor, scales, axis)
-    return errors, refusals
-
-
-def _readers(sites: Sequence[Site]) -> dict[str, list[Site]]:
-    """Products by the name of the activation that they read."""
-    readers: dict[str, list[Site]] = {}
-    for site in sites:
-        if site.activation is not None:
-            readers.setdefault(str(site.activation.name), []).append(site)
-    return readers
-
-
-def _harms(
-    sites: Sequence[Site], seen: Mapping[str, Seen], errors: Mapping[str, float]
-) -> dict[str, float]:
-    """How far rounding each constant moves the products with it, or the rows looked up in it."""
-    harms: dict[str, float] = {}
-    for site in sites:
-        name = str(site.weight.name)
-        harm = errors[name]
-        if site.activation is not None:
-            harm = weight_error(seen[str(site.activation.name)], sample_columns([site]))
-        harms[name] = max(harm, harms.get(name, 0.0))
-    return harms
-
-
-def _reads_alone(site: Site) -> bool:
-    """Whether nothing but products with the one activation reads the constant of `site`."""
-    users = [user for user, _ in site.weight.uses()]
-    behind = [n for u in users if u.op_type == "Transpose" for n, _ in u.outputs[0].uses()]
-    readers = [user for user in users if user.op_type != "Transpose"] + behind
-    return all(user.inputs[0] is site.activation for user in readers)
+    return refusals

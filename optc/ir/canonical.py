@@ -2,10 +2,11 @@
 
 1. Model-local functions are inlined.
 2. Axes get names that expressions can be written with; the default opset becomes 24.
-3. `RotaryEmbedding` tables get the batch of what they rotate: the opset-23 exporter gives them
+3. Transposed weights become weights, in blocks and when they are written.
+4. `RotaryEmbedding` tables get the batch of what they rotate: the opset-23 exporter gives them
    batch 1, which no runtime accepts for a larger batch.
-4. Sizes are read from the inputs of the graph (`optc.ir.anchor`), shape arithmetic is folded.
-5. Common subexpressions are merged, dead nodes and exporter metadata dropped.
+5. Sizes are read from the inputs of the graph (`optc.ir.anchor`), shape arithmetic is folded.
+6. Common subexpressions are merged, dead nodes and exporter metadata dropped.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from optc.ir.axis_names import name_axes
 from optc.ir.branches import take_known_branches
 from optc.ir.flash_attention import DOMAIN
 from optc.ir.opsets import convert_opset
-from optc.ir.shapes import has_subgraphs, infer_shapes
+from optc.ir.shapes import SMALL, has_subgraphs, infer_shapes
+from optc.ir.transposed import fold_transposed_weights
 
 __all__ = ["OPSET", "canonicalize", "merge_common_parts"]
 
@@ -43,6 +45,7 @@ def canonicalize(model: ir.Model) -> None:
     convert_opset(model, OPSET)
     model.ir_version = max(model.ir_version or 0, 11)
     common.ClearMetadataAndDocStringPass()(model)
+    fold_transposed_weights(model, SMALL)
     if has_subgraphs(model):
         infer_shapes(model)
         take_known_branches(model)
@@ -69,7 +72,7 @@ def merge_common_parts(model: ir.Model) -> None:
 
 
 def repair_rotary_batch(model: ir.Model) -> int:
-    """Expand batch-1 `RotaryEmbedding` tables (case 3); return how many tables were expanded."""
+    """Expand batch-1 `RotaryEmbedding` tables (case 4); return how many tables were expanded."""
     expanded: dict[ir.Value, ir.Value] = {}
     shape: ir.Value | None = None
     for node in list(model.graph):

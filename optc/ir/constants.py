@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from optc.core.context import Array
+from optc.ir.streamed import read_tensor
 
 __all__ = ["constant", "scalar"]
 
@@ -18,7 +19,7 @@ def constant(value: ir.Value | None) -> Array | None:
     tensor = ir.convenience.get_const_tensor(value)
     if tensor is None or tensor.size > _SMALL:
         return None
-    return tensor.numpy()
+    return read_tensor(tensor)
 
 
 def scalar(value: ir.Value | None) -> float | None:

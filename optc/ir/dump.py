@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from optc.core.base import Pass
 from optc.core.hooks import Hook, Step
-from optc.ir.save import save_model
+from optc.ir.readback import save_checked
 
 __all__ = ["DumpHook"]
 
@@ -35,4 +35,4 @@ class DumpHook(Hook):
         self._write(p.name, model)
 
     def _write(self, name: str, model: ir.Model) -> None:
-        save_model(model, self._folder / f"{self._count:02d}-{name}" / "model.onnx")
+        save_checked(model, self._folder / f"{self._count:02d}-{name}" / "model.onnx")

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from optc.core.errors import ModelFileError, PassContractError
 from optc.ir.canonical import canonicalize
 from optc.ir.external import ExternalFiles
+from optc.ir.streamed import read_tensor
 from optc.ir.verify import verify_model
 
 __all__ = ["load_canonical", "load_model"]
@@ -139,7 +140,7 @@ def _embed_constants(model: ir.Model) -> None:
             continue
         tensor = attribute.as_tensor()
         if isinstance(tensor, ir.ExternalTensor):
-            mapped = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+            mapped = ir.Tensor(read_tensor(tensor), dtype=tensor.dtype, name=tensor.name)
             node.attributes["value"] = ir.AttrTensor("value", mapped)
 
 

@@ -23,6 +23,7 @@ from optc.ir.draft import Draft
 from optc.ir.position_uses import growing_axes
 from optc.ir.probe import Probe, ProbeFailure, ancestors, fixed_values
 from optc.ir.recount import TokenAxes
+from optc.ir.streamed import read_tensor
 
 __all__ = ["PositionSource", "Positions"]
 
@@ -209,4 +210,4 @@ def _content(value: ir.Value | None) -> Array | None:
     if value is None or (value.is_graph_input() and not value.is_initializer()):
         return None
     tensor = ir.convenience.get_const_tensor(value)
-    return tensor.numpy() if tensor is not None else None
+    return read_tensor(tensor) if tensor is not None else None

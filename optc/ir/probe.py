@@ -19,6 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from optc.core.context import Array
+from optc.ir.streamed import read_tensor
 
 __all__ = ["Probe", "ProbeFailure", "ancestors", "data_inputs", "fixed_values"]
 
@@ -142,7 +143,7 @@ class Probe:
         if value.const_value is not None:
             if value.const_value.size > _MAX_CONSTANT:
                 raise ProbeFailure(f"it depends on the large constant '{value.name}'")
-            return value.const_value.numpy()
+            return read_tensor(value.const_value)
         return self._known_shape(value)
 
     def _known_shape(self, value: ir.Value) -> Array | None:

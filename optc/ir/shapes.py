@@ -17,9 +17,10 @@ from onnxscript import optimizer
 import optc.ir.shape_rules  # noqa: F401 - registers its rules
 from optc.core.errors import ModelFileError
 
-__all__ = ["has_subgraphs", "infer_shapes"]
+__all__ = ["SMALL", "has_subgraphs", "infer_shapes"]
 
-_SMALL = 1024  # bytes; weights are never folded, they stay in their file
+SMALL = 1024
+"""Elements of a constant that is folded; weights stay in their file."""
 _ROUNDS = 3
 _INVENTED = re.compile(r"\b_d\d+\b")
 
@@ -125,7 +126,7 @@ def _fold_small_constants(model: ir.Model) -> bool:
     if has_subgraphs(model):
         return False
     folded = optimizer.fold_constants(
-        model, onnx_shape_inference=False, input_size_limit=_SMALL, output_size_limit=_SMALL
+        model, onnx_shape_inference=False, input_size_limit=SMALL, output_size_limit=SMALL
     )
     return bool(folded.modified)
 

@@ -14,11 +14,13 @@ import numpy as np
 import onnx_ir as ir
 
 from optc.core.context import Array
+from optc.core.pread import read_bytes, read_matrix
 
 __all__ = ["EVERY", "Part", "StreamedTensor", "blocks_of", "read_part", "read_tensor", "sizes"]
 
 EVERY = slice(None)
 _BLOCK_BYTES = 8 << 20
+_SMALL_BYTES = 1 << 20
 _NIBBLES = {ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.FLOAT4E2M1}
 
 
@@ -64,14 +66,16 @@ def sizes(tensor: ir.TensorProtocol) -> tuple[int, ...]:
 
 
 def read_tensor(tensor: ir.TensorProtocol) -> Array:
-    """Content of a tensor; external data through a map that ends with the returned array.
+    """Content of a tensor; large external data through a map that ends with the returned array.
 
     `ExternalTensor.numpy` maps its whole file and keeps the map, which adds up over many weights.
     """
-    if not isinstance(tensor, ir.ExternalTensor) or tensor.size == 0 or tensor.dtype in _NIBBLES:
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.size == 0 or _is_packed(tensor):
         return tensor.numpy()
-    dtype = np.dtype(tensor.dtype.numpy()).newbyteorder("<")
-    return np.memmap(tensor.path, dtype, "r", tensor.offset or 0, sizes(tensor))
+    dtype, offset = np.dtype(tensor.dtype.numpy()).newbyteorder("<"), tensor.offset or 0
+    if tensor.nbytes <= _SMALL_BYTES:
+        return read_bytes(tensor.path, offset, tensor.nbytes).view(dtype).reshape(sizes(tensor))
+    return np.memmap(tensor.path, dtype, "r", offset, sizes(tensor))
 
 
 def read_part(tensor: ir.TensorProtocol, rows: slice = EVERY, columns: slice = EVERY) -> Array:
@@ -81,10 +85,39 @@ def read_part(tensor: ir.TensorProtocol, rows: slice = EVERY, columns: slice = E
         tensor: Computed, in a file or in memory.
         rows: Along the first axis.
         columns: Along the second.
+
+    Returns:
+        Of a tensor in a file, a copy in memory: no page of the file stays mapped.
     """
     if isinstance(tensor, StreamedTensor):
         return tensor.part(rows, columns)
-    return read_tensor(tensor)[rows, columns]
+    packed = _is_packed(tensor)
+    if not isinstance(tensor, ir.ExternalTensor) or (packed and tensor.dtype not in _NIBBLES):
+        return read_tensor(tensor)[rows, columns]
+    shape, offset = sizes(tensor), tensor.offset or 0
+    kind = np.dtype(tensor.dtype.numpy())
+    if packed:
+        return _read_nibbles(tensor.path, kind, shape, offset, rows)[:, columns]
+    return read_matrix(tensor.path, kind, shape, offset, rows, columns)
+
+
+def _is_packed(tensor: ir.TensorProtocol) -> bool:
+    """Whether elements share bytes."""
+    return tensor.dtype.bitwidth < 8
+
+
+def _read_nibbles(
+    path: str, kind: np.dtype[Any], shape: Sequence[int], offset: int, rows: slice
+) -> Array:
+    """Whole rows of elements that lie two to a byte, the first one in the low bits."""
+    first, last, _ = rows.indices(shape[0])
+    row = int(np.prod(shape[1:], dtype=np.int64))
+    start, stop = first * row, max(first, last) * row
+    packed = read_bytes(path, offset + start // 2, -(-stop // 2) - start // 2)
+    elements = np.empty(2 * len(packed), np.uint8)
+    np.bitwise_and(packed, 15, out=elements[::2])
+    np.right_shift(packed, 4, out=elements[1::2])
+    return elements[start % 2 :][: stop - start].view(kind).reshape(-1, *shape[1:])
 
 
 def blocks_of(length: int, row_bytes: int, multiple: int = 1) -> Iterator[slice]:

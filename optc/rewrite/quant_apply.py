@@ -1,17 +1,18 @@
 """Write a quantisation plan into a graph, as standard QuantizeLinear / DequantizeLinear.
 
-    weight int8 [C,K] --DequantizeLinear(scale [C], axis)--> (Transpose) --> MatMul, Gemm or Gather
+    weight, 8 or 4 bits, [C,K] --DequantizeLinear(scale, zero point)--> (Transpose) --> MatMul, ...
     activation --> QuantizeLinear(scale) --> DequantizeLinear(scale) --> MatMul or Gemm
 
-One integer tensor and one DequantizeLinear serve every site that shares a constant; one pair of
-QuantizeLinear and DequantizeLinear serves every site that shares an activation. Where a plan
-divides the channels of an activation, see `optc.rewrite.quant_divide` for where the division goes.
+A scale belongs to an output channel, or to a group of its inputs (`block_size`). One tensor of
+steps and one DequantizeLinear serve every site that shares a constant; one pair of QuantizeLinear
+and DequantizeLinear, or one rounding by token (`optc.rewrite.quant_tokens`), serves every site that
+shares an activation. Where a plan divides the channels of an activation, see
+`optc.rewrite.quant_divide` for where the division goes.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -21,30 +22,12 @@ from optc.core.context import Array
 from optc.rewrite.quant_divide import Divider
 from optc.rewrite.quant_fit import Fit
 from optc.rewrite.quant_nodes import NodeWriter
+from optc.rewrite.quant_plan import Plan
 from optc.rewrite.quant_sites import Site, weight_groups
-from optc.rewrite.quant_weights import channel_scales, int8_tensor
+from optc.rewrite.quant_stream import Constant
+from optc.rewrite.quant_tokens import write_token_rounding
 
-__all__ = ["Plan", "apply_plan"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Widths of all sites.
-
-    Attributes:
-        weights: Names of the constants that become int8.
-        activations: Names of the activations that become int8 where they meet an int8 weight.
-    """
-
-    weights: frozenset[str]
-    activations: Mapping[str, Fit] = dataclasses.field(default_factory=dict)
-
-    def width(self, site: Site) -> str:
-        """`w8a8`, `w8` or `float`."""
-        if site.weight.name not in self.weights:
-            return "float"
-        is_narrow = site.activation is not None and site.activation.name in self.activations
-        return "w8a8" if is_narrow else "w8"
+__all__ = ["apply_plan", "write_plan"]
 
 
 def apply_plan(model: ir.Model, sites: Sequence[Site], plan: Plan) -> None:
@@ -55,31 +38,41 @@ def apply_plan(model: ir.Model, sites: Sequence[Site], plan: Plan) -> None:
         sites: All sites that the plan may touch.
         plan: What becomes of them.
     """
+    write_plan(NodeWriter(model), sites, plan)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def write_plan(writer: NodeWriter, sites: Sequence[Site], plan: Plan) -> None:
+    """The same, leaving behind what nothing reads any more: for many small plans in turn."""
     touched = [site for site in sites if plan.width(site) != "float"]
-    narrow = [site for site in touched if plan.width(site) == "w8a8"]
-    writer = NodeWriter(model)
     scales: dict[ir.Node, ir.Value] = {}
     for group in weight_groups(touched):
-        factors = _factors(group[0], plan)
-        scale, matrix = _write_weight(writer, group[0], factors)
+        scale, matrix = _write_weight(writer, group[0], plan)
         for site in group:
             _read_matrix(writer, site, matrix)
         if len(group) == 1:
             scales[group[0].node] = scale
     divider = Divider(writer, scales)
     readers: dict[ir.Value, list[Site]] = {}
-    for site in narrow:
-        if site.activation is not None:
+    for site in touched:
+        if site.activation is not None and plan.is_narrow(site):
             readers.setdefault(site.activation, []).append(site)
     for activation, users in readers.items():
-        fit = plan.activations[str(activation.name)]
-        value = activation
-        if fit.factors is not None:
-            value = divider.divide(activation, users, fit.factors)
-        value = _write_rounding(writer, value, fit, before=users[0].node)
+        value = _round(writer, divider, activation, users, plan)
         for site in users:
             site.node.replace_input_with(0, value)
-    common.RemoveUnusedNodesPass()(model)
+
+
+def _round(
+    writer: NodeWriter, divider: Divider, value: ir.Value, users: Sequence[Site], plan: Plan
+) -> ir.Value:
+    """An activation as the plan wants it, for `users`."""
+    if value.name in plan.tokens:
+        return write_token_rounding(writer, value, before=users[0].node)
+    fit = plan.activations[str(value.name)]
+    if fit.factors is not None:
+        value = divider.divide(value, users, fit.factors)
+    return _write_rounding(writer, value, fit, before=users[0].node)
 
 
 def _factors(site: Site, plan: Plan) -> Array | None:
@@ -88,18 +81,23 @@ def _factors(site: Site, plan: Plan) -> Array | None:
     return None if fit is None else fit.factors
 
 
-def _write_weight(
-    writer: NodeWriter, site: Site, factors: Array | None
-) -> tuple[ir.Value, ir.Value]:
-    """The scale of the integer weight, and the dequantised matrix in the constant's layout."""
+def _write_weight(writer: NodeWriter, site: Site, plan: Plan) -> tuple[ir.Value, ir.Value]:
+    """The scale of the quantised weight, and the dequantised matrix in the constant's layout."""
     source, tensor = site.weight, site.weight.const_value
-    found = None if tensor is None else channel_scales(tensor, site.axis, factors)
-    if tensor is None or found is None:
-        raise ValueError(f"the plan names '{source.name}', which cannot be quantised")
-    values = int8_tensor(tensor, found, site.axis, factors)
-    integers = writer.constant(f"{source.name}_int8", values)
-    scale = writer.constant(f"{source.name}_scale", ir.Tensor(found))
-    node = ir.node("DequantizeLinear", [integers, scale], {"axis": site.axis})
+    if tensor is None:
+        raise ValueError(f"the plan names '{source.name}', which is not constant")
+    grid = plan.weights[str(source.name)]
+    constant = Constant(tensor, site.axis, _factors(site, plan))
+    steps, scales, zeros = constant.write(grid, plan.solved.get(str(source.name)))
+    name = f"{source.name}_{grid.dtype.name.lower()}"
+    scale = writer.constant(f"{source.name}_scale", scales)
+    inputs = [writer.constant(name, steps), scale]
+    if zeros is not None:
+        inputs.append(writer.constant(f"{source.name}_zero", zeros))
+    attributes = {"axis": site.axis}
+    if grid.group:
+        attributes = {"axis": 1 - site.axis, "block_size": grid.group}
+    node = ir.node("DequantizeLinear", inputs, attributes)
     matrix = writer.insert(node, f"{source.name}_dequantized", source, before=site.node)
     return scale, matrix
 
@@ -118,9 +116,9 @@ def _write_rounding(writer: NodeWriter, value: ir.Value, fit: Fit, *, before: ir
     dtype = value.dtype or ir.DataType.FLOAT
     scale = writer.constant(f"{value.name}_scale", ir.Tensor(fit.scale(dtype)))
     # A zero point is given, though it is zero: without one, onnxruntime fuses nothing.
-    zero = writer.constant(f"{value.name}_zero", ir.Tensor(np.zeros((), np.int8)))
+    zero = writer.constant(f"{value.name}_zero", ir.Tensor(np.zeros((), fit.dtype.numpy())))
     down = ir.node("QuantizeLinear", [value, scale, zero])
-    integers = writer.insert(down, f"{value.name}_int8", value, before=before)
-    integers.type = ir.TensorType(ir.DataType.INT8)
-    up = ir.node("DequantizeLinear", [integers, scale, zero])
+    steps = writer.insert(down, f"{value.name}_{fit.dtype.name.lower()}", value, before=before)
+    steps.type = ir.TensorType(fit.dtype)
+    up = ir.node("DequantizeLinear", [steps, scale, zero])
     return writer.insert(up, f"{value.name}_dequantized", value, before=before)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from optc.ir.streamed import sizes
-from optc.rewrite.quant_apply import Plan
 from optc.rewrite.quant_drift import DriftMeter
 from optc.rewrite.quant_fit import Fit
+from optc.rewrite.quant_plan import Plan
 from optc.rewrite.quant_sites import Site, weight_groups
+from optc.rewrite.quant_units import constant_of
 
 __all__ = ["Choice"]
 
-_WIDTHS = {"w8a8": "W8A8", "w8": "W8 (int8 weights, float activations)", "float": "float"}
+_WIDTHS = {
+    "w8a8": "W8A8",
+    "w4": "W4 (4-bit weights, float activations)",
+    "w8": "W8 (int8 weights, float activations)",
+    "float": "float",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,16 +31,18 @@ class Choice:
 
     Attributes:
         plan: The widths.
-        errors: Relative rounding error of each constant.
-        fits: The grid of each activation; empty where activations were not looked at.
+        errors: Relative rounding error of each constant; empty where nothing was measured.
+        fits: The grid of each activation; empty where activations are not rounded per tensor.
+        costs: Drift that each unit causes by itself, by name of its activation or table.
         meter: What measured the drift; None where nothing was measured.
-        seen_tokens: Calibration tokens that the grids were fitted to.
+        seen_tokens: Calibration tokens that grids and steps were fitted to.
         held_out: Whether drift was measured on other samples than those.
     """
 
     plan: Plan
-    errors: Mapping[str, float]
+    errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     fits: Mapping[str, Fit] = dataclasses.field(default_factory=dict)
+    costs: Mapping[str, float] = dataclasses.field(default_factory=dict)
     meter: DriftMeter | None = None
     seen_tokens: int = 0
     held_out: bool = False
@@ -46,16 +54,17 @@ class Choice:
 
     def notes(self, sites: Sequence[Site]) -> tuple[str, ...]:
         """One sentence: how many of `sites`, at least one, have which width, and the drift."""
-        widths = [self.plan.width(site) for site in sites]
-        found = [(widths.count(name), words) for name, words in _WIDTHS.items() if name in widths]
+        counts = collections.Counter(self._width(site) for site in sites)
+        order = [*_WIDTHS, *(name for name in counts if name not in _WIDTHS)]
+        found = [(counts[name], _WIDTHS.get(name, name)) for name in order if counts[name]]
         (count, words), *others = found
-        counts = f"{count} of {len(sites)} sites {words}"
-        counts += "".join(f", {count} {words}" for count, words in others)
+        said = f"{count} of {len(sites)} sites {words}"
+        said += "".join(f", {count} {words}" for count, words in others)
         if self.meter is None:
-            return (f"{counts}; drift was not measured, there is no calibration data",)
+            return (f"{said}; drift was not measured, there is no calibration data",)
         kind = "held-out calibration tokens" if self.held_out else "calibration tokens"
         measured = f"{self.meter.metric} {self.drift:.4f} on {self.meter.tokens} {kind}"
-        return (f"{counts}; {measured}",)
+        return (f"{said}; {measured}",)
 
     def details(self, sites: Sequence[Site]) -> dict[str, Any]:
         """Everything, in JSON types."""
@@ -74,13 +83,21 @@ class Choice:
             }
         return found
 
-    def _site(self, site: Site) -> dict[str, Any]:
+    def _width(self, site: Site) -> str:
+        grid = self.plan.weights.get(str(site.weight.name))
         width = self.plan.width(site)
-        row: dict[str, Any] = {
-            "site": site.name,
-            "width": width,
-            "weight_error": self.errors[str(site.weight.name)],
-        }
+        return width.replace("w", "e4m3 w", 1) if grid is not None and grid.is_float else width
+
+    def _site(self, site: Site) -> dict[str, Any]:
+        grid = self.plan.weights.get(str(site.weight.name))
+        row: dict[str, Any] = {"site": site.name, "width": self.plan.width(site)}
+        if grid is not None:
+            row |= {"group": grid.group, "solved": site.weight.name in self.plan.solved}
+        if site.weight.name in self.errors:
+            row["weight_error"] = self.errors[str(site.weight.name)]
+        source = site.weight if site.activation is None else site.activation
+        if source.name in self.costs:
+            row["cost"] = self.costs[str(source.name)]
         fit = self.fits.get(str(site.activation.name)) if site.activation is not None else None
         if fit is not None:
             row |= {"activation": str(site.activation.name) if site.activation else ""}
@@ -88,12 +105,11 @@ class Choice:
         return row
 
     def _bytes(self, sites: Sequence[Site]) -> dict[str, int]:
-        """Bytes of the constants that became int8: as they were, and with their scales now."""
+        """Bytes of the constants that were quantised: as they were, and with their scales now."""
         before = after = 0
         for group in weight_groups(s for s in sites if self.plan.width(s) != "float"):
-            tensor, axis = group[0].weight.const_value, group[0].axis
-            if tensor is not None:
-                before += tensor.nbytes
-                scales = sizes(tensor)[axis] * np.dtype(tensor.dtype.numpy()).itemsize
-                after += tensor.size + scales
+            constant, grid = constant_of(group[0]), self.plan.weights[str(group[0].weight.name)]
+            before += constant.tensor.nbytes
+            size = np.dtype(constant.kind).itemsize
+            after += grid.bytes(constant.outer, constant.inner, size)
         return {"before": before, "after": after}

@@ -17,11 +17,13 @@ import onnx_ir as ir
 from optc.core.context import Array, Context, Feeds
 from optc.core.errors import SampleError, UnsupportedError
 from optc.ir.interface import LOGITS
-from optc.rewrite.quant_apply import Plan, apply_plan
+from optc.rewrite.quant_apply import apply_plan
+from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_observe import tokens_of
+from optc.rewrite.quant_plan import Plan
 from optc.rewrite.quant_sites import find_sites
 
-__all__ = ["DriftMeter", "Trial"]
+__all__ = ["DriftMeter", "Trial", "distance", "output_names"]
 
 _KEPT_BYTES = 256 << 20
 _USUAL_TRIALS = 10
@@ -32,14 +34,42 @@ class Trial:
     """One measured plan.
 
     Attributes:
-        narrow: How many activations it quantised.
+        narrow: How many activations it rounded.
+        four_bits: How many constants it wrote in 4 bits.
         float_weights: How many constants it left in float.
         drift: What was measured; infinite where the outputs are not finite.
     """
 
     narrow: int
+    four_bits: int
     float_weights: int
     drift: float
+
+
+_Key = tuple[frozenset[tuple[str, Grid]], frozenset[str], frozenset[str], frozenset[str]]
+
+
+def _key(plan: Plan) -> _Key:
+    """What tells plans of one pass apart: a constant is never solved in two ways."""
+    grids = frozenset(plan.weights.items())
+    return grids, frozenset(plan.activations), plan.tokens, frozenset(plan.solved)
+
+
+def output_names(model: ir.Model) -> list[str]:
+    """The outputs that drift is measured at."""
+    names = [str(out.name) for out in model.graph.outputs]
+    return [LOGITS] if LOGITS in names else names
+
+
+def distance(name: str, got: Array, expected: Array) -> tuple[float, float]:
+    """How far rows [R,V] of an output are from what was expected, summed, and what to divide by.
+
+    Args:
+        name: The output: divergences for logits, squared differences for all others.
+        got: Of the quantised graph.
+        expected: Of the float graph.
+    """
+    return _divergence(got, expected) if name == LOGITS else _squares(got, expected)
 
 
 class DriftMeter:
@@ -68,10 +98,9 @@ class DriftMeter:
         self._model, self._ctx, self._wants = model, ctx, wants
         self._evaluate = ctx.evaluate
         self._samples = list(samples)
-        names = [str(out.name) for out in model.graph.outputs]
-        self._fetch = [LOGITS] if LOGITS in names else names
+        self._fetch = output_names(model)
         self.tokens = sum(tokens_of(feeds) for feeds in self._samples)
-        self._known: dict[tuple[frozenset[str], frozenset[str]], Trial] = {}
+        self._known: dict[_Key, Trial] = {}
         self._expected = [self._kept(outputs) for outputs in self._outputs(model)]
         for index, outputs in enumerate(self._expected):
             if not all(np.isfinite(array).all() for array in outputs):
@@ -90,14 +119,17 @@ class DriftMeter:
 
     def measure(self, plan: Plan) -> float:
         """Drift of the graph that `plan` makes; infinite where its outputs are not finite."""
-        key = (plan.weights, frozenset(plan.activations))
+        key = _key(plan)
         if key not in self._known:
             trial = self._model.clone()
             sites = find_sites(trial, self._wants).sites
             apply_plan(trial, sites, plan)
             names = {str(site.weight.name) for site in sites}
             drift = self._drift(trial)
-            self._known[key] = Trial(len(plan.activations), len(names - plan.weights), drift)
+            rounded = len(plan.activations) + len(plan.tokens)
+            bits = sum(grid.bits == 4 for grid in plan.weights.values())
+            floats = len(names - set(plan.weights))
+            self._known[key] = Trial(rounded, bits, floats, drift)
             done = len(self._known)
             self._ctx.progress("measuring drift", done, max(done, _USUAL_TRIALS))
         return self._known[key].drift
@@ -109,10 +141,9 @@ class DriftMeter:
 
     def _drift(self, trial: ir.Model) -> float:
         moved, size = np.zeros(len(self._fetch)), np.zeros(len(self._fetch))
-        compare = _divergence if self.is_divergence else _squares
         for got, expected in zip(self._outputs(trial), self._expected, strict=True):
             for output, pair in enumerate(zip(self._kept(got), expected, strict=True)):
-                added = compare(*pair)
+                added = distance(self._fetch[output], *pair)
                 moved[output] += added[0]
                 size[output] += added[1]
         drift = float((moved / np.maximum(size, np.finfo(np.float64).tiny)).max())

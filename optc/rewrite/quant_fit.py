@@ -16,6 +16,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -23,10 +24,13 @@ from optc.core.context import Array
 from optc.ir.streamed import read_tensor
 from optc.rewrite.quant_observe import Observation, Seen
 from optc.rewrite.quant_sites import Site
-from optc.rewrite.quant_weights import LARGEST
 
 __all__ = ["Fit", "fit", "sample_columns", "weight_error"]
 
+LARGEST = 127
+"""Last step of the int8 grid of activations."""
+
+_LARGEST_E4M3 = 448
 _STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 _MARGINS = (1.0, 1.15, 1.3)
 _COLUMNS = 256
@@ -43,12 +47,19 @@ class Fit:
         factors: What each channel is divided by, float32 [K]; None for nothing.
         error: Relative error of the products that read it, root mean square over held-out rows.
         strength: The SmoothQuant strength; 0 where `factors` is None.
+        is_float: Whether steps are the numbers of E4M3, up to 448, not integers up to 127.
     """
 
     largest: float
     factors: Array | None = None
     error: float = math.nan
     strength: float = 0.0
+    is_float: bool = False
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Element type of the steps."""
+        return ir.DataType.FLOAT8E4M3FN if self.is_float else ir.DataType.INT8
 
     def scale(self, dtype: ir.DataType = ir.DataType.FLOAT) -> Array:
         """Step of the grid, 0-d, of `dtype`.
@@ -57,12 +68,16 @@ class Fit:
         step 1: its values become the zero that they nearly are.
         """
         kind = np.dtype(dtype.numpy())
-        scale = np.asarray(self.largest / LARGEST, kind)
+        last = _LARGEST_E4M3 if self.is_float else LARGEST
+        scale = np.asarray(self.largest / last, kind)
         return scale if scale >= np.finfo(kind).tiny else np.ones((), kind)
 
     def rounded(self, rows: Array) -> Array:
         """What rows [R,K], factors divided out, become."""
         scale = self.scale()
+        if self.is_float:
+            near = np.clip(rows / scale, -_LARGEST_E4M3, _LARGEST_E4M3)
+            return near.astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
         steps = np.rint(rows / scale)
         rounded: Array = np.clip(steps, -LARGEST - 1, LARGEST) * scale
         return rounded

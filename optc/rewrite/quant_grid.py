@@ -79,7 +79,7 @@ class Grid:
             raw = (high - low) / (last - first)
         scales = raw.astype(kind)
         # a group of zeros, or of numbers too faint for the type, becomes the zeros it nearly is
-        scales = np.where(scales < np.finfo(kind).tiny, kind.type(1), scales)
+        scales = np.where(scales < _tiny(kind), kind.type(1), scales)
         if self.symmetric:
             return scales, np.zeros(scales.shape, np.int32)
         zeros = np.rint(first - low / scales.astype(np.float32))
@@ -138,3 +138,8 @@ class Grid:
         low: Array = np.minimum.reduceat(rows, starts, axis=1)
         high: Array = np.maximum.reduceat(rows, starts, axis=1)
         return low, high
+
+
+def _tiny(kind: np.dtype) -> float:
+    """Smallest normal number of a type, bfloat16 among them."""
+    return float(ml_dtypes.finfo(kind).tiny)  # type: ignore[no-untyped-call]

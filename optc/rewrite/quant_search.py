@@ -1,22 +1,23 @@
-"""The widest use of 8 bits whose measured drift stays within a limit.
+"""The fewest units kept wide whose measured drift is within a limit.
 
-1. Constants: all in int8; where that alone drifts too far, the ones with the largest rounding error
-   stay in float, the fewest that will do.
-2. Activations: the ones whose rounding moves the outputs most stay in float, the fewest that will
-   do. How much each moves them is estimated from its local error, times a gain that is measured:
-   one run with only the activations of the last layer narrow (nothing after it dampens its
-   error), one with all the others.
+1. Constants: where even with all units wide the graph drifts too far, the constants with the
+   largest rounding error stay in float, the fewest that will do.
+2. Units: those that move the outputs most stay wide, the fewest that will do.
+
+What a unit costs by itself is measured or estimated beforehand; costs of units that are small by
+themselves add up, nearly, which is where the search starts.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from optc.rewrite.quant_apply import Plan
 from optc.rewrite.quant_drift import DriftMeter
-from optc.rewrite.quant_fit import Fit
+from optc.rewrite.quant_plan import Plan
+from optc.rewrite.quant_units import Widths
 
-__all__ = ["choose_activations", "choose_weights", "fewest"]
+__all__ = ["choose_floats", "choose_wide", "fewest"]
 
 
 def fewest(total: int, start: int, fits: Callable[[int], bool]) -> int:
@@ -41,56 +42,56 @@ def fewest(total: int, start: int, fits: Callable[[int], bool]) -> int:
     return high
 
 
-def choose_weights(meter: DriftMeter, errors: Mapping[str, float], limit: float) -> frozenset[str]:
-    """Which constants become int8.
+def choose_floats(
+    meter: DriftMeter, widths: Widths, harms: Mapping[str, float], limit: float
+) -> Widths:
+    """Which constants stay in float, with every unit wide.
 
     Args:
         meter: Measures plans.
-        errors: All constants, each with its relative rounding error.
+        widths: Makes plans.
+        harms: All constants, each with how much rounding it hurts.
         limit: Largest drift.
+
+    Returns:
+        `widths` with those constants in float.
     """
-    worst_first = sorted(errors, key=lambda name: -errors[name])
+    worst_first = sorted(harms, key=lambda name: -harms[name])
+    everything = {unit.name for unit in widths.units}
 
-    def plan(kept: int) -> Plan:
-        return Plan(frozenset(worst_first[kept:]))
+    def leaving(kept: int) -> Widths:
+        return dataclasses.replace(widths, floats=frozenset(worst_first[:kept]))
 
-    kept = fewest(len(errors), 0, lambda n: meter.measure(plan(n)) <= limit)
-    return plan(kept).weights
+    def fits(kept: int) -> bool:
+        return meter.measure(leaving(kept).plan(everything)) <= limit
+
+    return leaving(fewest(len(harms), 0, fits))
 
 
-def choose_activations(
-    meter: DriftMeter,
-    weights: frozenset[str],
-    fits: Mapping[str, Fit],
-    last: frozenset[str],
-    limit: float,
+def choose_wide(
+    meter: DriftMeter, widths: Widths, costs: Mapping[str, float], limit: float, most: int | None
 ) -> Plan:
-    """Which activations become int8.
+    """Which units stay wide.
 
     Args:
         meter: Measures plans.
-        weights: The constants in int8.
-        fits: All activations that meet one of them.
-        last: Those that meet a product with no other site after it.
+        widths: Makes plans; the one in which every unit is wide is taken to be within the limit.
+        costs: Drift by unit, each by itself.
         limit: Largest drift.
+        most: How many units may stay wide, whatever the drift then is; None for any number.
     """
-    base = meter.measure(Plan(weights))
-    harm: dict[str, float] = {}
-    # in the order of `fits`: sums of floats depend on it, and sets have none that repeats
-    groups = [name for name in fits if name in last], [name for name in fits if name not in last]
-    for group in groups:
-        squares = {name: fits[name].error ** 2 for name in group}
-        if group:
-            drift = meter.measure(Plan(weights, {name: fits[name] for name in group}))
-            gain = max(drift - base, 0.0) / (sum(squares.values()) or 1.0)
-            harm |= {name: gain * square for name, square in squares.items()}
-    worst_first = sorted(fits, key=lambda name: -harm[name])
+    units = sorted(widths.choosable(), key=lambda unit: -costs.get(unit.name, 0.0))
+    bound = len(units) if most is None else min(most, len(units))
 
     def plan(kept: int) -> Plan:
-        return Plan(weights, {name: fits[name] for name in worst_first[kept:]})
+        return widths.plan({unit.name for unit in units[:kept]})
 
-    guess = _predicted([harm[name] for name in worst_first], limit - base)
-    return plan(fewest(len(fits), guess, lambda n: meter.measure(plan(n)) <= limit))
+    def fits(kept: int) -> bool:
+        return meter.measure(plan(kept)) <= limit
+
+    base = meter.measure(plan(len(units)))
+    guess = _predicted([costs.get(unit.name, 0.0) for unit in units], limit - base)
+    return plan(fewest(bound, min(guess, bound), fits))
 
 
 def _predicted(harms: Sequence[float], room: float) -> int:

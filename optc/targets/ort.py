@@ -57,12 +57,12 @@ class Ort(Target):
         return lowered(model)
 
     def build(self, model: ir.Model, folder: Path) -> dict[str, Any]:
-        """Write `engine.onnx` and `engine.onnx.data`, reopen them, and compare the signatures."""
-        from optc.ir.save import save_model
+        """Write `engine.onnx` and `engine.onnx.data`, read them back, open them, compare."""
+        from optc.ir.readback import save_checked
         from optc.targets.evaluate import check_file
         from optc.targets.ort_attention import attention_facts
 
-        path = save_model(model, folder / ENGINE)
+        path = save_checked(model, folder / ENGINE)
         check_file(path)
         with OrtSession(path, threads=self.threads) as session:
             inputs, outputs = session.inputs, session.outputs

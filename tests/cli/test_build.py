@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import optc.ir.readback as readback
 from optc.api import registries
 from optc.core.grammar import parse_passes
 from optc.ir.load import load_canonical
@@ -261,3 +262,22 @@ def test_a_cache_too_small_for_any_sample_is_an_error(here: Path, optc: Optc) ->
     assert outcome.code == 2
     assert "none of 4 samples fits in the cache of 2 tokens" in outcome.err
     assert not (here / "model.optc").exists()
+
+
+def test_a_disk_that_does_not_keep_what_is_written_fails_the_build(
+    here: Path, optc: Optc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = readback.save_model
+
+    def turned(model: ir.Model, path: Path) -> Path:
+        write(model, path)
+        data = path.with_name(f"{path.name}.data")
+        data.write_bytes(data.read_bytes()[:-1] + b"\x55")
+        return path
+
+    monkeypatch.setattr(readback, "save_model", turned)
+    outcome = optc("build", MODEL, "--passes", "flash,kv")
+    assert outcome.code == 2
+    assert "the weight 'head' is not what was written: its checksum is another" in outcome.err
+    assert not (here / "tiny.optc").exists()
+    assert [path.name for path in here.iterdir()] == ["tiny"]

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 import optc.ir.streamed as streamed
-from optc.ir.streamed import StreamedTensor, blocks_of, read_part
+from optc.ir.streamed import EVERY, StreamedTensor, blocks_of, read_part
 
 
 def _tensor(array, dtype, seen):
@@ -55,3 +55,31 @@ def test_blocks_cover_all_rows_and_part_no_group():
     assert [part.start for part in parts] == [0, *[part.stop for part in parts[:-1]]]
     assert parts[-1].stop == 100
     assert all((part.stop - part.start) % 3 == 0 for part in parts[:-1])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [
+        (ir.DataType.FLOAT16, np.float16),
+        (ir.DataType.BFLOAT16, ml_dtypes.bfloat16),
+        (ir.DataType.INT8, np.int8),
+        (ir.DataType.INT4, ml_dtypes.int4),
+        (ir.DataType.UINT4, ml_dtypes.uint4),
+        (ir.DataType.FLOAT4E2M1, ml_dtypes.float4_e2m1fn),
+    ],
+)
+@pytest.mark.parametrize("shape", [(6, 5), (5, 7, 3)])
+def test_a_part_of_a_tensor_in_a_file_is_read_into_memory_of_its_own(tmp_path, dtype, kind, shape):
+    array = np.random.default_rng(0).integers(0, 6, shape).astype(kind)
+    raw = ir.Tensor(array, dtype=dtype).tobytes()
+    (tmp_path / "data").write_bytes(b"12345" + raw)
+    place = {"shape": ir.Shape(shape), "name": "w", "base_dir": tmp_path}
+    tensor = ir.ExternalTensor("data", 5, len(raw), dtype, **place)
+    for rows in (EVERY, slice(1, 3), slice(2, None), slice(3, 3)):
+        for columns in (EVERY, slice(2, 5)):
+            got = read_part(tensor, rows, columns)
+            assert got.dtype == array.dtype
+            np.testing.assert_array_equal(
+                got.astype(np.float32), array[rows, columns].astype(np.float32)
+            )
+    assert tensor.raw is None, "the whole file was mapped"

@@ -293,7 +293,7 @@ def test_weights_shrink_and_are_not_computed_before_they_are_saved(rng):
     model = build(text, {"w": random(rng, 256, 64)})
     result = Quant(scheme="w8").run(model, Context())
     size = result.details["weight_bytes"]
-    assert size == {"before": 4 * 256 * 64, "after": 256 * 64 + 4 * 64}
+    assert size == {"before": 4 * 256 * 64, "after": 256 * 64 + 4 * 64 * 8}  # a scale for 32 inputs
     assert size["before"] / size["after"] > 3.5
     integers = next(v for v in model.graph.initializers.values() if v.dtype == ir.DataType.INT8)
     assert isinstance(integers.const_value, ir.LazyTensor)

@@ -9,11 +9,13 @@ from quant_graphs import K, build, ops, random
 
 from optc.core.context import Array, Context
 from optc.core.errors import SampleError
-from optc.rewrite.quant_apply import Plan, apply_plan
+from optc.rewrite.quant_apply import apply_plan
 from optc.rewrite.quant_divide import Divider
 from optc.rewrite.quant_fit import Fit, fit
+from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_nodes import NodeWriter
 from optc.rewrite.quant_observe import Observation, Seen, observe
+from optc.rewrite.quant_plan import Plan
 from optc.rewrite.quant_sites import find_sites
 from optc.targets.evaluate import OrtEvaluator
 
@@ -99,7 +101,7 @@ def test_dividing_channels_does_not_change_what_the_graph_means(case, rng, run):
     text, added = CASES[case]
     shape = (K, K) if case == "product with a layer" else (K,)
     plain = build(text, {"g": random(rng, *shape), "w": random(rng, K, K)})
-    apply_plan(plain, find_sites(plain).sites, Plan(frozenset({"g"})))  # the layer of case 2
+    apply_plan(plain, find_sites(plain).sites, Plan({"g": Grid()}))  # the layer of case 2
     divided = plain.clone()
     (site,) = find_sites(divided).sites
     factors = np.exp2(rng.integers(-2, 3, K)).astype(np.float32)

@@ -10,10 +10,10 @@ import pytest
 from quant_graphs import build, quantise, random, reasons
 
 from optc.core.context import Context, Feeds
-from optc.rewrite.quant_apply import Plan
 from optc.rewrite.quant_drift import DriftMeter
-from optc.rewrite.quant_fit import Fit
-from optc.rewrite.quant_search import choose_activations, fewest
+from optc.rewrite.quant_grid import Grid
+from optc.rewrite.quant_plan import Plan
+from optc.rewrite.quant_search import fewest
 from optc.rewrite.quant_sites import find_sites, last_products
 from optc.targets.evaluate import OrtEvaluator
 
@@ -127,7 +127,7 @@ def test_without_logits_drift_is_the_relative_error_of_the_outputs(rng):
     data = [{"x": random(rng, 9, K)} for _ in range(2)]
     ctx = Context(evaluate=OrtEvaluator())
     meter = DriftMeter(model, ctx, data, ctx.wants)
-    drift = meter.measure(Plan(frozenset({"w"})))
+    drift = meter.measure(Plan({"w": Grid(8, group=32)}))
     trial = model.clone()
     quantise(trial, data, scheme="w8")
     pairs = zip(ctx.evaluate(trial, data), ctx.evaluate(model, data), strict=True)
@@ -165,27 +165,6 @@ def test_the_last_products_are_those_with_no_site_after_them(rng):
     }}"""
     model = build(text, {name: random(rng, K, K) for name in ("wa", "wb", "wc")})
     assert [s.name for s in last_products(model, find_sites(model).sites)] == ["b", "c"]
-
-
-class Recorder:
-    """Stands in for a meter: keeps the activations of each plan, in order; nothing drifts."""
-
-    def __init__(self) -> None:
-        self.asked: list[list[str]] = []
-
-    def measure(self, plan: Plan) -> float:
-        self.asked.append(list(plan.activations))
-        return 0.0
-
-
-def test_activations_are_weighed_in_graph_order_whatever_the_order_of_sets():
-    names = [f"activation_{number}" for number in range(24)]
-    last = frozenset(names[12:])
-    meter = Recorder()
-    fits = {name: Fit(1.0, error=0.1) for name in names}
-    plan = choose_activations(meter, frozenset({"w"}), fits, last, 1.0)
-    assert meter.asked[:3] == [[], names[12:], names[:12]]
-    assert list(plan.activations) == names
 
 
 @pytest.mark.parametrize("total", [0, 1, 2, 7, 30])

@@ -11,8 +11,10 @@ from onnx.reference import ReferenceEvaluator
 
 from optc.core.context import Array, Feeds
 from optc.ir.streamed import StreamedTensor
-from optc.rewrite.quant_apply import Plan, apply_plan
+from optc.rewrite.quant_apply import apply_plan
 from optc.rewrite.quant_fit import Fit
+from optc.rewrite.quant_grid import Grid
+from optc.rewrite.quant_plan import Plan
 from optc.rewrite.quant_sites import find_sites
 from optc.targets.ort_quant import lower_quant
 
@@ -31,7 +33,7 @@ def build(text: str, **weights: Array) -> ir.Model:
 def quantised(model: ir.Model, *activations: str) -> ir.Model:
     """`model` with every weight in int8, and the named activations too."""
     sites = find_sites(model).sites
-    weights = frozenset(str(site.weight.name) for site in sites)
+    weights = {str(site.weight.name): Grid() for site in sites}
     apply_plan(model, sites, Plan(weights, {name: Fit(RANGE) for name in activations}))
     return model
 

@@ -1,0 +1,174 @@
+"""Decide how every site is quantised: fit, measure, and keep wide what must be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from optc.core.context import Context, Feeds
+from optc.rewrite.last_tokens import every_token
+from optc.rewrite.quant_choice import Choice
+from optc.rewrite.quant_drift import DriftMeter
+from optc.rewrite.quant_fit import Fit, fit, sample_columns, weight_error
+from optc.rewrite.quant_observe import Seen, observe, tokens_of
+from optc.rewrite.quant_rounding import solve_weights
+from optc.rewrite.quant_scheme import Scheme
+from optc.rewrite.quant_search import choose_floats, choose_wide
+from optc.rewrite.quant_sensitivity import sensitivities
+from optc.rewrite.quant_sites import Site, weight_groups
+from optc.rewrite.quant_units import Unit, Widths, constant_of, units_of
+from optc.rewrite.quant_weights import rounding_error
+
+__all__ = ["Wishes", "decide"]
+
+_TRIAL_TOKENS = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+    """What the user asked for.
+
+    Attributes:
+        scheme: The grids.
+        method: How weights are rounded: `rtn`, `awq`, `gptq` or `awq-gptq`.
+        smooth: Whether the channels of activations may be evened out.
+        max_drift: Largest drift.
+        max_wide: How many units may stay wide, whatever the drift; None for any number.
+    """
+
+    scheme: Scheme
+    method: str = "rtn"
+    smooth: bool = True
+    max_drift: float = 0.015
+    max_wide: int | None = None
+
+
+def decide(model: ir.Model, sites: Sequence[Site], wishes: Wishes, ctx: Context) -> Choice:
+    """Plan the widths of `sites`.
+
+    Args:
+        model: The graph they were found in; not changed.
+        sites: All that may be quantised.
+        wishes: What was asked for.
+        ctx: Calibration data and an evaluator; without either, everything is rounded to the
+            nearest and nothing is measured.
+    """
+    units = units_of(sites)
+    widths = Widths(wishes.scheme, units)
+    if ctx.evaluate is None or not ctx.calibration:
+        return Choice(widths.plan(frozenset()))
+    fitted = wishes.scheme.rounding == "tensor" or wishes.method != "rtn"
+    learnt, judged = _split(ctx.calibration, halves=fitted)
+    whole = every_token(model)
+    meter = DriftMeter(whole, ctx, judged, ctx.wants)
+    errors = _errors(sites, widths)
+    everything = frozenset(unit.name for unit in units)
+    is_much = meter.measure(widths.plan(everything)) > wishes.max_drift
+    seen: Mapping[str, Seen] = {}
+    if is_much or wishes.scheme.rounding == "tensor":
+        seen = observe(whole, _channels(units), ctx, learnt)
+    if is_much:
+        harms = _harms(units, seen, errors)
+        widths = choose_floats(meter, widths, harms, wishes.max_drift)
+    if wishes.scheme.rounding == "tensor":
+        widths = dataclasses.replace(widths, fits=_fit(units, widths, seen, wishes, ctx))
+    if wishes.method != "rtn":
+        solved = solve_weights(whole, widths, ctx, learnt)
+        widths = dataclasses.replace(widths, solved=solved)
+    tokens = sum(map(tokens_of, learnt)) if fitted else 0
+    costs = _costs(whole, widths, meter, wishes, ctx, learnt)
+    plan = choose_wide(meter, widths, costs, wishes.max_drift, wishes.max_wide)
+    held_out = learnt is not judged
+    return Choice(plan, errors, widths.fits, costs, meter, tokens, held_out=held_out)
+
+
+def _costs(
+    whole: ir.Model,
+    widths: Widths,
+    meter: DriftMeter,
+    wishes: Wishes,
+    ctx: Context,
+    samples: Sequence[Feeds],
+) -> dict[str, float]:
+    """Drift of each unit by itself; where copies cannot be told apart, what its error suggests."""
+    units = widths.choosable()
+    narrow = widths.plan(frozenset())
+    if found := sensitivities(whole, units, narrow, ctx, samples):
+        return found
+    squares = {u.name: widths.fits[u.name].error ** 2 for u in units if u.name in widths.fits}
+    base = meter.measure(widths.plan({unit.name for unit in units}))
+    gain = max(meter.measure(narrow) - base, 0.0) / (sum(squares.values()) or 1.0)
+    return {name: gain * square for name, square in squares.items()}
+
+
+def _split(samples: Sequence[Feeds], *, halves: bool) -> tuple[Sequence[Feeds], Sequence[Feeds]]:
+    """Samples to fit grids to, and samples to measure drift on: the last quarter, up to a bound."""
+    count = max(1, len(samples) // 4) if halves and len(samples) > 1 else len(samples)
+    judged: list[Feeds] = []
+    for feeds in samples[-count:]:
+        if not judged or sum(map(tokens_of, judged)) < _TRIAL_TOKENS:
+            judged.append(feeds)
+    return (samples[:-count], judged) if count < len(samples) else (judged, judged)
+
+
+def _errors(sites: Sequence[Site], widths: Widths) -> dict[str, float]:
+    """Relative error that rounding each constant to the nearest makes."""
+    errors: dict[str, float] = {}
+    for group in weight_groups(sites):
+        grid = widths.grid(group[0], is_wide=False)
+        if grid is not None:
+            errors[str(group[0].weight.name)] = rounding_error(constant_of(group[0]), grid)
+    return errors
+
+
+def _channels(units: Sequence[Unit]) -> dict[str, int]:
+    """How many channels each activation has, by name."""
+    return {u.name: constant_of(u.sites[0]).inner for u in units if not u.is_lookup}
+
+
+def _harms(
+    units: Sequence[Unit], seen: Mapping[str, Seen], errors: Mapping[str, float]
+) -> dict[str, float]:
+    """How far rounding each constant moves the products with it, or the rows looked up in it."""
+    harms: dict[str, float] = {}
+    for unit in units:
+        for site in unit.sites:
+            name = str(site.weight.name)
+            harm = errors[name]
+            if not unit.is_lookup:
+                harm = weight_error(seen[unit.name], sample_columns([site]))
+            harms[name] = max(harm, harms.get(name, 0.0))
+    return harms
+
+
+def _fit(
+    units: Sequence[Unit],
+    widths: Widths,
+    seen: Mapping[str, Seen],
+    wishes: Wishes,
+    ctx: Context,
+) -> dict[str, Fit]:
+    """The grid of each activation; its channels are evened out if all its weights allow it."""
+    fits: dict[str, Fit] = {}
+    rounded = [
+        (unit, sites)
+        for unit in units
+        if not unit.is_lookup
+        and (sites := [s for s in unit.sites if s.weight.name not in widths.floats])
+    ]
+    for unit, sites in rounded:
+        free = wishes.smooth and all(_reads_alone(site) for site in unit.sites)
+        found = fit(seen[unit.name], sample_columns(sites), smooth=free)
+        fits[unit.name] = dataclasses.replace(found, is_float=wishes.scheme.narrow.is_float)
+        ctx.progress("fitting activations", len(fits), len(rounded))
+    return fits
+
+
+def _reads_alone(site: Site) -> bool:
+    """Whether nothing but products with the one activation reads the constant of `site`."""
+    users = [user for user, _ in site.weight.uses()]
+    behind = [n for u in users if u.op_type == "Transpose" for n, _ in u.outputs[0].uses()]
+    readers = [user for user in users if user.op_type != "Transpose"] + behind
+    return all(user.inputs[0] is site.activation for user in readers)

@@ -1,0 +1,93 @@
+"""The schemes: which grids a site may have, from the narrowest to the widest.
+
+    int8          w8 per channel, activation int8, one range     wide: w8, activation in float
+    int8-dynamic  w8 per channel, activation int8 per token      wide: w8, activation in float
+    fp8           E4M3 per channel, activation E4M3, one range   wide: E4M3, activation in float
+    w8            w8                                             wide: float
+    int4          w4 in groups, zero points                      wide: w8
+
+Tables and what is tied to them have a grid of their own (`int4`: 8 bits unless told otherwise).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from optc.rewrite.quant_grid import Grid
+
+__all__ = ["SCHEMES", "Scheme"]
+
+_FINE = 32
+"""Group of 8-bit weights that meet a float activation on ONNX Runtime, whose kernel rounds the
+activation in blocks of that many channels: short blocks are what keeps it exact."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """What one scheme does.
+
+    Attributes:
+        name: As on the command line.
+        narrow: Grid of a weight whose site is not kept wide.
+        wide: Grid of one whose site is; None for float.
+        table: Grid of tables, and of products that share theirs.
+        rounding: How activations are rounded: `tensor`, `token`, or not at all (empty).
+        max_drift: Limit where the user gives none.
+    """
+
+    name: str
+    narrow: Grid
+    wide: Grid | None
+    table: Grid
+    rounding: str = ""
+    max_drift: float = 0.015
+
+    @property
+    def width(self) -> str:
+        """The narrow width in words."""
+        if self.narrow.is_float:
+            return "E4M3"
+        return f"int{self.narrow.bits}"
+
+    @property
+    def rounds(self) -> bool:
+        """Whether activations are rounded."""
+        return bool(self.rounding)
+
+
+def _eight(target: str) -> Grid:
+    return Grid(8, group=_FINE if target == "ort" else 0)
+
+
+def _int8(target: str, options: Grid, table: int) -> Scheme:
+    return Scheme("int8", Grid(8), _eight(target), Grid(8), "tensor")
+
+
+def _dynamic(target: str, options: Grid, table: int) -> Scheme:
+    return Scheme("int8-dynamic", Grid(8), _eight(target), Grid(8), "token")
+
+
+def _fp8(target: str, options: Grid, table: int) -> Scheme:
+    grid = Grid(8, is_float=True)
+    return Scheme("fp8", grid, grid, grid, "tensor", max_drift=0.03)
+
+
+def _w8(target: str, options: Grid, table: int) -> Scheme:
+    grid = Grid(8, options.group, options.symmetric)
+    grid = grid if options.group else _eight(target)
+    return Scheme("w8", grid, None, grid)
+
+
+def _int4(target: str, options: Grid, table: int) -> Scheme:
+    narrow = Grid(4, options.group or _FINE, options.symmetric)
+    return Scheme("int4", narrow, _eight(target), narrow if table == 4 else _eight(target), "", 0.1)
+
+
+SCHEMES = {
+    "int8": _int8,
+    "int8-dynamic": _dynamic,
+    "w8": _w8,
+    "int4": _int4,
+    "fp8": _fp8,
+}
+"""Each scheme, made of the target's name, the grid that options ask for, and the table's bits."""
