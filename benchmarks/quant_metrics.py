@@ -29,7 +29,7 @@ TEXTS = ("docs", "prose")
 _BLOCK = 64
 
 Run = Callable[[np.ndarray], np.ndarray]
-"""Token ids, int64 [1,S], to logits, float32 [1,S,V]."""
+"""Token ids, int64 [1,S], to the output asked for, such as logits, float32 [1,S,V]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,13 +137,13 @@ def _write_truth(folder: Path, ids: np.ndarray, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: Path, threads: int | None = None) -> Iterator[Run]:
-    """Open an ONNX file or a bundle."""
+def opened(path: Path, threads: int | None = None, output: str = "logits") -> Iterator[Run]:
+    """Open an ONNX file or a bundle, to be run for one of its outputs."""
     with contextlib.ExitStack() as stack:
         if is_bundle(path):
-            yield _of_bundle(path, stack)
+            yield _of_bundle(path, output, stack)
         else:
-            yield _of_file(path, threads)
+            yield _of_file(path, output, threads)
 
 
 def is_bundle(path: Path) -> bool:
@@ -151,7 +151,7 @@ def is_bundle(path: Path) -> bool:
     return (path / "manifest.json").is_file()
 
 
-def _of_bundle(path: Path, stack: contextlib.ExitStack) -> Run:
+def _of_bundle(path: Path, output: str, stack: contextlib.ExitStack) -> Run:
     from optc.api.sessions import open_bundle
     from optc.ir.interface import complete_feeds
 
@@ -159,12 +159,12 @@ def _of_bundle(path: Path, stack: contextlib.ExitStack) -> Run:
 
     def run(ids: np.ndarray) -> np.ndarray:
         feeds = feeds_of([port.name for port in session.inputs], ids)
-        return session.run(complete_feeds(session.inputs, feeds), ("logits",))["logits"]
+        return session.run(complete_feeds(session.inputs, feeds), (output,))[output]
 
     return run
 
 
-def _of_file(path: Path, threads: int | None) -> Run:
+def _of_file(path: Path, output: str, threads: int | None) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -173,13 +173,17 @@ def _of_file(path: Path, threads: int | None) -> Run:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
-    return lambda ids: session.run(["logits"], feeds_of(names, ids))[0]
+    return lambda ids: session.run([output], feeds_of(names, ids))[0]
 
 
 def feeds_of(names: Sequence[str], ids: np.ndarray) -> dict[str, np.ndarray]:
     """What a graph is given of ids [B,S]: nothing is padding."""
-    positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-    known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": positions}
+    known = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.broadcast_to(np.arange(ids.shape[1]), ids.shape),
+        "token_type_ids": np.zeros_like(ids),
+    }
     return {name: array for name, array in known.items() if name in names}
 
 
