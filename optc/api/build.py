@@ -8,6 +8,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from optc.api.evidence import Wanted
+from optc.api.forecast import check_forecast, make_forecast
 from optc.api.log import LogHook, stage
 from optc.api.outputs import bundle_path, check_folder, folder_bytes
 from optc.api.pack import Packer
@@ -16,7 +18,6 @@ from optc.api.registries import passes as pass_registry
 from optc.api.registries import targets as target_registry
 from optc.api.result import BuildResult
 from optc.api.room import check_not_built, room_note
-from optc.api.samples import calibration_of, find_reference
 from optc.bundle.sign import check_private_key, sign_bundle
 from optc.bundle.write import check_writable, write_bundle
 from optc.core.context import Context, Log, Progress, no_progress, silent
@@ -26,9 +27,8 @@ from optc.core.pipeline import Pipeline
 from optc.ir.dump import DumpHook
 from optc.ir.load import load_canonical
 from optc.ir.verify import VerifyHook
-from optc.parity.hook import CompareHook
 from optc.targets.base import Target
-from optc.targets.evaluate import OrtEvaluator, open_model
+from optc.targets.evaluate import OrtEvaluator
 
 __all__ = ["build"]
 
@@ -42,6 +42,7 @@ def build(
     reference: str | Path | None = None,
     calibration: str | Path | None = None,
     policy: str | Path | None = None,
+    evidence: str = "full",
     dump_dir: str | Path | None = None,
     draft: str | Path | None = None,
     sm: Sequence[int] | None = None,
@@ -63,11 +64,15 @@ def build(
             and the input graph's own answers where there is none.
         calibration: Reference file whose inputs calibrate; the reference's own by default.
         policy: TOML file with limits; limits that follow from the passes by default.
+        evidence: `full`; or `none`, to run no graph: for a model that this machine cannot run.
+            What the reference says then goes into the bundle and is judged by `verify` elsewhere,
+            and passes calibrate on `calibration` or not at all.
         dump_dir: Folder that gets the graph before the first and after every pass.
         draft: Draft model for speculation; not there yet.
         sm: Compute capabilities, for targets that take them.
         allow_noop: Whether a pass may find nothing to rewrite.
-        force: Write the bundle although it misses its policy, and say so in it.
+        force: Write the bundle although it misses its policy, and say so in it; start although
+            the forecast says that memory or disk is short.
         sign_key: Private key (PEM, elliptic curve) to sign the bundle with.
         seed: Seed of everything random.
         progress: Told how far long steps are.
@@ -85,6 +90,7 @@ def build(
     if draft is not None:
         raise NotYetError("speculation with a draft model is not there yet", where="--draft")
     source, bundle = Path(model), bundle_path(Path(model), out)
+    wanted = Wanted(evidence, reference, calibration)
     pipeline = Pipeline.parse(passes, pass_registry(), allow_noop=allow_noop)
     goal = _target(target, sm)
     limits = policy_for(policy, pipeline)
@@ -94,13 +100,21 @@ def build(
         graph = load_canonical(source)
     check_not_built(graph, source)
     limits = fitted(limits, graph)
-    truth = find_reference(graph, source, reference, seed=seed, log=log, progress=progress)
-    samples = calibration_of(truth, calibration, graph)
-    context = Context(OrtEvaluator(), samples, goal.name, seed, progress)
+    needs = make_forecast(
+        graph,
+        pipeline.passes,
+        bundle,
+        None if dump_dir is None else Path(dump_dir),
+        is_measured=wanted.is_measured,
+        calibrates=calibration is not None,
+    )
+    check_forecast(needs, force=force, log=log)
+    data = wanted.find(graph, source, seed=seed, log=log, progress=progress)
+    context = Context(OrtEvaluator(), data.calibration, goal.name, seed, progress)
 
     log(f"passes, in the order they run: {pipeline}")
-    compare = CompareHook(open_model, truth, limits, force=force, progress=progress)
-    hooks: list[Hook] = [TimeHook(), VerifyHook(), LogHook(log), compare]
+    measure = wanted.hook(data.reference, limits, force=force, progress=progress)
+    hooks: list[Hook] = [TimeHook(), VerifyHook(), LogHook(log), measure]
     if dump_dir is not None:
         hooks.insert(1, DumpHook(Path(dump_dir)))
     pipeline.run(graph, context, hooks)
@@ -114,12 +128,13 @@ def build(
         target=goal,
         pipeline=pipeline,
         given=passes,
-        reference=truth,
+        reference=data.reference,
         policy=limits,
         force=force,
         progress=progress,
-        rows=compare.rows,
-        violations=compare.violations,
+        rows=measure.rows,
+        violations=measure.violations,
+        is_measured=wanted.is_measured,
     )
     write_bundle(bundle, lambda folder: packer.fill(lowered, folder))
     if sign_key is not None:
@@ -131,7 +146,7 @@ def build(
         target=goal.name,
         pipeline=passes,
         order=tuple(packer.order),
-        source=truth.source,
+        source=packer.source,
         level=packer.level,
         rows=tuple(packer.rows),
         policy=limits,

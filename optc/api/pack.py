@@ -50,6 +50,8 @@ class Packer:
         rows: What was measured; the engine's row is appended.
         violations: Rules that do not hold; those of the engine are appended.
         level: How far the engine was tried; see `optc.bundle.manifest.Evidence`.
+        is_measured: Whether graphs and the engine are run; the reference goes into the bundle
+            either way, for `verify` on another machine.
     """
 
     model: Path
@@ -63,6 +65,7 @@ class Packer:
     rows: list[Row]
     violations: list[str]
     level: str = "graph"
+    is_measured: bool = True
 
     def fill(self, lowered: ir.Model, folder: Path) -> Manifest:
         """Build the engine of a lowered graph into `folder`, measure it, add all other files.
@@ -74,7 +77,8 @@ class Packer:
         with stage(self.progress, "building the engine"):
             engine = Engine.from_facts(self.target.build(lowered, folder))
         self._measure(folder)
-        save_reference(self.reference, folder / REFERENCE)
+        if self.reference.samples:
+            save_reference(self.reference, folder / REFERENCE)
         self._copy_tokenizer(folder)
         (folder / PARITY).write_text(_json_text(self._parity()), encoding="utf-8")
         (folder / REPORT).write_text(self._report(), encoding="utf-8")
@@ -87,14 +91,19 @@ class Packer:
             engine=engine,
             evidence=Evidence(
                 level=self.level,
-                source=self.reference.source,
+                source=self.source,
                 metrics=self.rows[-1].metrics.as_dict(),
                 policy=self.policy.as_dict(),
-                passed=not self.violations,
+                passed=self.is_measured and not self.violations,
                 forced=bool(self.violations) and self.force,
             ),
             extra={"model": self.model.name},
         )
+
+    @property
+    def source(self) -> str:
+        """What was compared with."""
+        return self.reference.source if self.is_measured else "none"
 
     @property
     def order(self) -> Sequence[str]:
@@ -104,7 +113,7 @@ class Packer:
     def _measure(self, folder: Path) -> None:
         """Run the engine itself where this machine can; judge it by the whole pipeline's limits."""
         self.level = "built"
-        if self.target.unavailable() is not None:
+        if not self.is_measured or self.target.unavailable() is not None:
             return
         size = folder_bytes(folder)
         with opened(self.target, folder) as session:
@@ -138,7 +147,7 @@ class Packer:
     def _parity(self) -> dict[str, Any]:
         return {
             "schema": "optc.parity/1",
-            "source": self.reference.source,
+            "source": self.source,
             "note": self.reference.note,
             "level": self.level,
             "order": list(self.order),
@@ -152,7 +161,7 @@ class Packer:
             self.rows,
             title=self.model.name,
             pipeline=str(self.pipeline),
-            source=self.reference.source,
+            source=self.source,
             note=self.reference.note,
             policy=self.policy,
             violations=self.violations,

@@ -23,7 +23,7 @@ _LEVELS = {
 
 def evidence_text(level: str, source: str) -> str:
     """The level of evidence in words: `against PyTorch, engine run`."""
-    return f"{_ORACLES.get(source, 'against nothing')}, {_LEVELS[level]}"
+    return f"{_ORACLES.get(source, 'against nothing (no graph was run)')}, {_LEVELS[level]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class BuildResult:
         target: Runtime it was built for.
         pipeline: Pipeline text as given.
         order: Canonical text of the passes in the order they ran.
-        source: What it was compared with: `pytorch` or `graph`.
+        source: What it was compared with: `pytorch`, `graph`, or `none`.
         level: How far it was tried; see `optc.bundle.manifest.Evidence`.
         rows: One for the input graph, one per pass, one for the engine.
         policy: The limits it was judged by.
@@ -83,7 +83,7 @@ class BuildResult:
             "evidence": {"source": self.source, "level": self.level, "text": self.evidence},
             "rows": rows_as_json(self.rows),
             "policy": self.policy.as_dict(),
-            "passed": not self.violations,
+            "passed": None if self.source == "none" else not self.violations,
             "violations": list(self.violations),
             "signed": self.signed,
             "seconds": round(self.seconds, 3),
@@ -98,7 +98,8 @@ class VerifyResult:
         bundle: The bundle's folder.
         target: Runtime it was built for.
         order: Canonical text of the passes it went through.
-        source: What it was compared with: `pytorch` or `graph`.
+        source: What it was compared with: `pytorch`, `graph`, or `none`: it carries no samples.
+        level: `run`; `built` where the engine was opened and nothing else.
         metrics: What was measured now.
         at_build: What its manifest says was measured when it was built.
         policy: The limits it was judged by.
@@ -111,6 +112,7 @@ class VerifyResult:
     target: str
     order: tuple[str, ...]
     source: str
+    level: str
     metrics: Metrics
     at_build: dict[str, Any]
     policy: Policy
@@ -126,7 +128,7 @@ class VerifyResult:
     @property
     def evidence(self) -> str:
         """The level of evidence in words."""
-        return evidence_text("run", self.source)
+        return evidence_text(self.level, self.source)
 
     def as_json(self) -> dict[str, Any]:
         """The document `optc.verify/1`; see `docs/json.md`."""
@@ -135,12 +137,12 @@ class VerifyResult:
             "bundle": str(self.bundle),
             "target": self.target,
             "order": list(self.order),
-            "evidence": {"source": self.source, "level": "run", "text": self.evidence},
+            "evidence": {"source": self.source, "level": self.level, "text": self.evidence},
             "metrics": self.metrics.as_dict(),
             "at_build": self.at_build,
             "policy": self.policy.as_dict(),
             "checks": [_check(check) for check in self.checks],
-            "passed": not self.violations,
+            "passed": None if self.source == "none" else not self.violations,
             "violations": list(self.violations),
             "signature": self.signature,
             "seconds": round(self.seconds, 3),

@@ -17,7 +17,7 @@ from optc.parity.oracle import make_reference
 from optc.targets.evaluate import open_model
 from optc.targets.ort_session import OrtSession
 
-__all__ = ["REFERENCE", "calibration_of", "find_reference"]
+__all__ = ["REFERENCE", "calibration_of", "find_reference", "given_reference"]
 
 REFERENCE = "reference.npz"
 
@@ -36,11 +36,22 @@ def find_reference(
     Raises:
         SampleError: It cannot be read or does not fit the graph.
     """
-    beside = model.with_name(REFERENCE)
-    path = Path(given) if given is not None else beside
-    if given is None and not beside.is_file():
+    reference = given_reference(graph, model, given)
+    if reference is None:
         log(f"no {REFERENCE} beside the model: the input graph is its own oracle")
         return _own_answers(graph, model, seed, progress)
+    return reference
+
+
+def given_reference(graph: ir.Model, model: Path, given: str | Path | None) -> Reference | None:
+    """The reference named by the user, or the one beside the model; None if there is none.
+
+    Raises:
+        SampleError: It cannot be read or does not fit the graph.
+    """
+    path = model.with_name(REFERENCE) if given is None else Path(given)
+    if given is None and not path.is_file():
+        return None
     reference = load_reference(path)
     reference.check(*_signature(graph), str(path))
     return reference

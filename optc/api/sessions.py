@@ -87,9 +87,15 @@ def target_of(bundle: Bundle) -> Target:
 
 
 @contextlib.contextmanager
-def opened(target: Target, folder: Path) -> Iterator[Session]:
-    """Open the engine in `folder`, and give back its memory at the end of the block."""
-    session = target.open(folder)
+def opened(target: Target, folder: Path, *, lightly: bool = False) -> Iterator[Session]:
+    """Open the engine in `folder`, and give back its memory at the end of the block.
+
+    Args:
+        target: The target that built it.
+        folder: The bundle.
+        lightly: Whether only to see that it opens.
+    """
+    session = target.open_lightly(folder) if lightly else target.open(folder)
     with contextlib.ExitStack() as stack:
         if isinstance(session, contextlib.AbstractContextManager):
             stack.enter_context(session)

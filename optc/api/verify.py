@@ -8,12 +8,15 @@ from pathlib import Path
 from optc.api.policies import policy_of
 from optc.api.result import VerifyResult
 from optc.api.sessions import opened, target_of
-from optc.bundle.read import read_bundle
+from optc.bundle.read import Bundle, read_bundle
 from optc.bundle.sign import verify_signature
 from optc.core.context import Progress, no_progress
 from optc.core.errors import BundleError
 from optc.ir.reference import load_reference
 from optc.parity.compare import compare
+from optc.parity.metrics import Metrics
+from optc.parity.policy import Check, Policy
+from optc.parity.unmeasured import UNMEASURED
 
 __all__ = ["verify"]
 
@@ -26,6 +29,8 @@ def verify(
     progress: Progress = no_progress,
 ) -> VerifyResult:
     """Check a bundle's files, run its engine on its reference samples, and judge the outcome.
+
+    A bundle that was built without evidence and carries no samples is opened, and not judged.
 
     Args:
         bundle: The bundle's folder.
@@ -48,20 +53,50 @@ def verify(
     if public_key is not None:
         verify_signature(bundle, public_key)
         signature = "valid"
-    if found.reference is None:
-        raise BundleError("it carries no reference samples to replay", where=str(bundle))
-    reference = load_reference(found.reference)
-    with opened(target_of(found), found.folder) as session:
-        metrics = compare(session, reference, progress=progress)
+    source, level, metrics, checks = _replayed(found, limits, progress)
     return VerifyResult(
         bundle=Path(bundle),
         target=found.manifest.target,
         order=found.manifest.order,
-        source=reference.source,
+        source=source,
+        level=level,
         metrics=metrics,
         at_build=found.manifest.evidence.metrics,
         policy=limits,
-        checks=tuple(limits.checks(metrics)),
+        checks=checks,
         signature=signature,
         seconds=time.perf_counter() - started,
     )
+
+
+def _replayed(
+    found: Bundle, limits: Policy, progress: Progress
+) -> tuple[str, str, Metrics, tuple[Check, ...]]:
+    """Source and level of evidence, what was measured, and every rule held against it."""
+    if found.reference is None:
+        return "none", "built", UNMEASURED, (_opens(found),)
+    reference = load_reference(found.reference)
+    with opened(target_of(found), found.folder) as session:
+        metrics = compare(session, reference, progress=progress)
+    return reference.source, "run", metrics, tuple(limits.checks(metrics))
+
+
+def _opens(found: Bundle) -> Check:
+    """What can be said without samples: the engine is one that the runtime takes.
+
+    Raises:
+        BundleError: It should have samples.
+        UnsupportedError: The runtime refuses it.
+    """
+    if found.manifest.evidence.source != "none":
+        raise BundleError("it carries no reference samples to replay", where=found.given)
+    with opened(target_of(found), found.folder, lightly=True) as session:
+        wrote, read = found.manifest.engine.inputs, tuple(session.inputs)
+    same = [(p.name, p.dtype) for p in wrote] == [(p.name, p.dtype) for p in read]
+    sentence = (
+        "its files are those that were written and the engine opens; whether its numbers are right "
+        "cannot be said, it carries no samples"
+    )
+    if not same:
+        sentence = "the engine takes other inputs than its manifest says"
+    return Check("opens", None, 0.0, None if same else False, sentence)

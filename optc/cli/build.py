@@ -26,12 +26,23 @@ from optc.cli.console import print_json, print_rich, reporting, size, terminal_w
 @options.calibration
 @options.reference
 @options.policy
+@click.option(
+    "--evidence",
+    default="full",
+    show_default=True,
+    metavar="full|none",
+    help="none: run no graph, for a model that this machine cannot run.",
+)
 @click.option("--dump-dir", metavar="DIR", help="Keep the graph after every pass here.")
 @click.option(
     "--sm", metavar="N,N", callback=options.numbers, help="GPU architectures, such as 86,89,120."
 )
 @click.option("--allow-noop", is_flag=True, help="Accept passes that find nothing to rewrite.")
-@click.option("--force", is_flag=True, help="Write the bundle although it misses its policy.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Write the bundle although it misses its policy; try although room is short.",
+)
 @click.option("--sign-key", metavar="FILE", help="Sign with this private key (PEM).")
 @options.seed
 @options.as_json

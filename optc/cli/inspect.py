@@ -90,6 +90,8 @@ def _print_bundle(report: BundleReport) -> None:
     engine, evidence = manifest.engine, manifest.evidence
     measured = {k: v for k, v in evidence.metrics.items() if isinstance(v, int | float)}
     verdict = "within its policy" if evidence.passed else "MISSES its policy, forced"
+    if evidence.source == "none":
+        verdict = "not measured"
     fields = [
         ("bundle", str(report.path)),
         ("size", f"{size(report.bytes)} in {len(manifest.files)} files, all intact"),

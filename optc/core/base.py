@@ -97,6 +97,15 @@ class Pass(abc.ABC):
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
         """Rewrite `model` in place and say what was done."""
 
+    def footprint(self, model: ir.Model, weights: int) -> int:
+        """Bytes of all weights after the pass, about, told before anything is done.
+
+        Args:
+            model: The graph as it was read, before any pass.
+            weights: Bytes of its weights after the passes before this one.
+        """
+        return weights
+
     def ensures(self, model: ir.Model, result: PassResult) -> None:  # noqa: B027 - optional hook
         """Raise `PassContractError` if the pass did not leave what it promises."""
 

@@ -16,6 +16,7 @@ OptcError                     4  a bug of ours, unless a subclass says otherwise
 │   ├── MissingDependencyError 3 an optional package is not installed
 │   ├── NotYetError           3  planned, not in this version
 │   ├── NotEnoughMemoryError  3  this machine has not the memory for it
+│   ├── NotEnoughDiskError    3  this machine has not the disk for it
 │   └── RefusedError          3  a pass left places alone that it was asked to rewrite
 │       └── NoRewriteError    3  a pass was asked for and found nothing it may rewrite
 └── PassContractError         4  a pass broke its contract
@@ -37,6 +38,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelFileError",
     "NoRewriteError",
+    "NotEnoughDiskError",
     "NotEnoughMemoryError",
     "NotYetError",
     "OptcError",
@@ -135,6 +137,10 @@ class NotYetError(UnsupportedError):
 
 class NotEnoughMemoryError(UnsupportedError):
     """This machine has not the memory that it would take."""
+
+
+class NotEnoughDiskError(UnsupportedError):
+    """This machine has not the disk that it would take."""
 
 
 class RefusedError(UnsupportedError):

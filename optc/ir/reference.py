@@ -23,7 +23,7 @@ from optc.core.errors import OutputError, SampleError
 from optc.core.npz import DAMAGED
 from optc.core.session import Port
 
-__all__ = ["Reference", "Sample", "load_reference", "save_reference"]
+__all__ = ["NOTHING", "Reference", "Sample", "load_reference", "save_reference"]
 
 VERSION = 1
 _REMEDY = "make it with 'optc reference'"
@@ -71,6 +71,10 @@ class Reference:
             _check_arrays(sample.outputs, given, f"{where}: sample {index}", "output")
         for index, feeds in enumerate(self.calibration):
             _check_arrays(feeds, wanted, f"{where}: calibration {index}", "input")
+
+
+NOTHING = Reference("none", (), note="No graph was run.")
+"""Where there are no samples, and none were made."""
 
 
 def _check_arrays(

@@ -58,6 +58,11 @@ class Metrics:
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether anything was compared; what could not be is a fault, and counts as compared."""
+        return bool(self.faults) or not math.isnan(self.max_abs)
+
     def worst(self, other: Metrics) -> Metrics:
         """The worse of two measurements, metric by metric; greedy counts stay those of `self`."""
         return dataclasses.replace(

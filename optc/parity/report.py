@@ -88,7 +88,9 @@ def render_html(
     Returns:
         HTML text; the same arguments give the same text.
     """
-    checks = policy.checks(rows[-1].metrics) if policy and rows else []
+    if rows and not rows[-1].metrics.is_measured:
+        policy = None
+    checks = policy.checks(rows[-1].metrics) if policy else []
     broken = list(violations) or [c.sentence for c in checks if c.holds is False]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("optc.parity", "templates"),
@@ -107,13 +109,15 @@ def render_html(
         charts=_charts(rows, policy),
         policy=policy,
         checks=checks,
-        verdict=_verdict(policy, broken),
+        verdict=_verdict(policy, broken, source),
         broken=broken,
         passes=[_Section.of(row) for row in rows],
     )
 
 
-def _verdict(policy: Policy | None, broken: Sequence[str]) -> tuple[str, str]:
+def _verdict(policy: Policy | None, broken: Sequence[str], source: str) -> tuple[str, str]:
+    if source == "none":
+        return "none", "not measured"
     if policy is None:
         return "none", "measured, not judged"
     return ("bad", "misses its policy") if broken else ("good", "within its policy")
@@ -179,6 +183,8 @@ class _Chart:
 def _charts(rows: Sequence[Row], policy: Policy | None) -> list[_Chart]:
     size = [(row.name, row.size / 1e6, f"{row.size / 1e6:.1f}") for row in rows]
     charts = [_chart("Weights after each pass, MB", size, None)]
+    if not any(row.metrics.is_measured for row in rows):
+        return charts
     key = "kl" if any(row.metrics.kl is not None for row in rows) else "rel_l2"
     name = {"kl": "KL divergence from the reference, nats", "rel_l2": "Relative L2 error"}[key]
     error = [(row.name, _finite(row.metrics, key), cells(row)[_COLUMN_OF[key]]) for row in rows]

@@ -106,6 +106,11 @@ def evidence(source: str) -> str:
     """What the numbers stand on, from `Reference.source`, as a sentence."""
     if source == "pytorch":
         return "Compared against PyTorch: the original model's own answers on real inputs."
+    if source == "none":
+        return (
+            "Nothing was compared: the build was asked to run no graph, so what the passes did to "
+            "the numbers is not known."
+        )
     return (
         "Compared against the input graph, on inputs made up for it: there was no "
         "reference from PyTorch, so an error of the export itself would not show."
@@ -114,7 +119,7 @@ def evidence(source: str) -> str:
 
 def cells(row: Row) -> dict[str, str]:
     """What a table shows of one row, by column."""
-    m = row.metrics
+    m, known = row.metrics, row.metrics.is_measured
     is_pass = row.name not in (INPUT, ENGINE)
     greedy = NOTHING if m.greedy_total is None else f"{m.greedy_equal}/{m.greedy_total}"
     return {
@@ -122,9 +127,9 @@ def cells(row: Row) -> dict[str, str]:
         "rewrites": str(row.rewrites) if is_pass else "",
         "seconds": f"{row.seconds:.1f}" if is_pass else "",
         "size MB": f"{row.size / 1e6:.1f}",
-        "max abs": _number(m.max_abs, ".1e"),
-        "rel L2": _number(m.rel_l2, ".1e"),
-        "cosine": _number(m.cosine, ".6f"),
+        "max abs": _number(m.max_abs if known else None, ".1e"),
+        "rel L2": _number(m.rel_l2 if known else None, ".1e"),
+        "cosine": _number(m.cosine if known else None, ".6f"),
         "KL": _number(m.kl, ".1e"),
         "top-1": _number(None if m.top1 is None else 100 * m.top1, ".1f", " %"),
         "ppl ratio": _number(m.ppl_ratio, ".4f"),

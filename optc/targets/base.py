@@ -68,6 +68,16 @@ class Target(abc.ABC):
             OutputError: The folder cannot be written.
         """
 
+    def open_lightly(self, folder: Path) -> Session:
+        """Open what `build` wrote to see that it opens, and not to run it.
+
+        A target overrides this where the runtime can do so with less memory.
+
+        Raises:
+            ModelFileError, UnsupportedError: As `open`.
+        """
+        return self.open(folder)
+
     @abc.abstractmethod
     def open(self, folder: Path) -> Session:
         """Open what `build` wrote into `folder`.

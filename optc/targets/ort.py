@@ -64,7 +64,7 @@ class Ort(Target):
 
         path = save_checked(model, folder / ENGINE)
         check_file(path)
-        with OrtSession(path, threads=self.threads) as session:
+        with self.open_lightly(folder) as session:
             inputs, outputs = session.inputs, session.outputs
         for kind, wrote, read in (
             ("input", ports(model.graph.inputs), inputs),
@@ -84,9 +84,17 @@ class Ort(Target):
 
     def open(self, folder: Path) -> OrtSession:
         """Open the engine; its external data is checked before the runtime sees it."""
-        path = folder / ENGINE
-        check_external_data(path)
-        return OrtSession(path, threads=self.threads)
+        return OrtSession(_checked(folder), threads=self.threads)
+
+    def open_lightly(self, folder: Path) -> OrtSession:
+        """The same, with memory that does not grow with the weights."""
+        return OrtSession(_checked(folder), light=True)
+
+
+def _checked(folder: Path) -> Path:
+    path = folder / ENGINE
+    check_external_data(path)
+    return path
 
 
 def _same_signature(kind: str, wrote: Sequence[Port], read: Sequence[Port]) -> None:

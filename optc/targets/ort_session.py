@@ -84,15 +84,19 @@ class OrtSession:
     Args:
         path: An `.onnx` file; its external data lies beside it.
         threads: Threads of one operator; the runtime's own choice when None.
+        light: Open to see that it opens, and what it takes and gives: weights stay in their file,
+            nothing is folded or packed for speed.
 
     Raises:
         ModelFileError: No such file, or not ONNX.
         UnsupportedError: The runtime refuses the graph.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None):
+    def __init__(self, path: str | Path, *, threads: int | None = None, light: bool = False):
         self._path = Path(path)
-        self._session: Any = _open(self._path, _options(threads))
+        self._session: Any = _open(
+            self._path, _light_options() if light else _options_to_run(threads)
+        )
         notes = self._session.get_modelmeta().custom_metadata_map
         self._in_place = frozenset(notes.get(IN_PLACE, "").split())
         self._most_tokens = int(notes[MOST_TOKENS]) if MOST_TOKENS in notes else None
@@ -214,16 +218,30 @@ class OrtSession:
         self.close()
 
 
-def _options(threads: int | None) -> Any:
+def _quiet_options() -> Any:
     options = _ort.SessionOptions()
     # What goes wrong arrives as an exception; nothing may be printed beside it.
     options.log_severity_level = _FATAL_ONLY
+    return options
+
+
+def _options_to_run(threads: int | None) -> Any:
+    options = _quiet_options()
     # From one operator to the next a sleeping thread costs more than a short wait; longer waits
     # would take processors from other sessions, and from other processes.
     options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
+    return options
+
+
+def _light_options() -> Any:
+    """Memory does not grow with the weights then: they are mapped, and not touched."""
+    options = _quiet_options()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = _ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
     return options
 
 

@@ -54,6 +54,7 @@ def test_every_class_is_exported() -> None:
         ("OutputError", 2),
         ("MissingDependencyError", 3),
         ("NotYetError", 3),
+        ("NotEnoughDiskError", 3),
         ("RefusedError", 3),
         ("NoRewriteError", 3),
         ("PassContractError", 4),

@@ -1,0 +1,179 @@
+"""What a build will need, told before it starts: memory, and disk by folder.
+
+A build reads and writes weights a few megabytes at a time, whatever their size; what takes memory
+is running graphs, for evidence and for calibration. The numbers are estimates from above, from
+builds that were measured (`docs/scale.md`): for a refusal that is right, not for a bill.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx_ir as ir
+
+from optc.core.base import Pass
+from optc.core.context import Log
+from optc.core.errors import NotEnoughDiskError, NotEnoughMemoryError
+from optc.core.machine import free_memory_bytes
+from optc.ir.cache_memory import gigabytes
+from optc.parity.hook import weight_bytes
+
+__all__ = ["Forecast", "Machine", "check_forecast", "make_forecast"]
+
+# What a build without evidence takes, measured from 0.5 to 8 billion weights, and some more.
+_STREAMING = 768 << 20
+# A running graph has its weights mapped and, packed for the kernels, once more; of 16 bits they are
+# widened to 32 for most kernels of the CPU.
+_RUNNING = 2.2
+_RUNNING_HALF = 5.0
+# Files of a bundle beside the weights: graph, report, samples.
+_BESIDE = 64 << 20
+_HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What a build is expected to need at its peak, in bytes.
+
+    Attributes:
+        memory: Of this process.
+        frugal: The same with `--evidence none`.
+        disk: By folder: the bundle's, the one for temporary files, the one for graphs to keep.
+    """
+
+    memory: int
+    frugal: int
+    disk: dict[Path, int]
+
+
+class Machine:
+    """What this machine has left; another one in tests."""
+
+    def memory(self) -> int | None:
+        """Bytes of memory that are free, or would be if asked for; None if nobody says."""
+        return free_memory_bytes()
+
+    def disk(self, folder: Path) -> tuple[int, int]:
+        """The disk that `folder` is or will be on, as a number, and its free bytes."""
+        folder = folder.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        return os.stat(folder).st_dev, shutil.disk_usage(folder).free  # noqa: PTH116
+
+
+def make_forecast(
+    model: ir.Model,
+    passes: Iterable[Pass],
+    bundle: Path,
+    dump_dir: Path | None = None,
+    *,
+    is_measured: bool,
+    calibrates: bool,
+) -> Forecast:
+    """Tell what a build will need.
+
+    Args:
+        model: As it was read.
+        passes: In the order they will run.
+        bundle: The bundle's folder.
+        dump_dir: Folder for the graph after each pass.
+        is_measured: Whether graphs are run before and after every pass.
+        calibrates: Whether passes have data to run graphs on.
+    """
+    sizes = [weight_bytes(model)]
+    for p in passes:
+        sizes.append(p.footprint(model, sizes[-1]))
+    runs = is_measured or calibrates
+    frugal = _STREAMING + 2 * _held(model)
+    memory = frugal + round(_running(model, sizes[0])) if runs else frugal
+    disk = {bundle.absolute().parent: max(sizes[-1], 0) + _BESIDE}
+    if runs:
+        _add(disk, Path(tempfile.gettempdir()), max(sizes))
+    if dump_dir is not None:
+        _add(disk, dump_dir, sum(sizes))
+    return Forecast(memory, frugal, disk)
+
+
+def _add(disk: dict[Path, int], folder: Path, count: int) -> None:
+    folder = folder.absolute()
+    disk[folder] = disk.get(folder, 0) + count
+
+
+def _held(model: ir.Model) -> int:
+    """Bytes of weights that are not in a file of their own: they are in memory from the start."""
+    tensors = (v.const_value for g in model.graphs() for v in g.initializers.values())
+    return sum(
+        t.nbytes
+        for t in tensors
+        if t is not None and isinstance(t, ir.Tensor | ir.TensorProtoTensor)
+    )
+
+
+def _running(model: ir.Model, weights: int) -> float:
+    tensors = (v.const_value for v in model.graph.initializers.values())
+    half = sum(t.nbytes for t in tensors if t is not None and t.dtype in _HALF)
+    return _RUNNING * (weights - half) + _RUNNING_HALF * half
+
+
+def check_forecast(
+    forecast: Forecast, *, force: bool = False, log: Log, machine: Machine | None = None
+) -> None:
+    """Refuse a build that will not fit.
+
+    Args:
+        forecast: What it needs.
+        force: Say so and go on.
+        log: Told what was let through.
+        machine: What there is; this machine by default.
+
+    Raises:
+        NotEnoughMemoryError: There is less memory free.
+        NotEnoughDiskError: There is less disk free where something will be written.
+    """
+    machine = machine or Machine()
+    for error in (_memory_problem(forecast, machine), _disk_problem(forecast, machine)):
+        if error is None:
+            continue
+        if not force:
+            raise error
+        log(f"note: {error.problem}; going on, since --force was given")
+
+
+def _memory_problem(forecast: Forecast, machine: Machine) -> NotEnoughMemoryError | None:
+    free = machine.memory()
+    if free is None or forecast.memory <= free:
+        return None
+    needs = gigabytes(forecast.memory)
+    problem = f"the build needs about {needs} of memory, {gigabytes(free)} are free"
+    remedy = "end other programs, or give --force to try all the same"
+    if forecast.frugal < forecast.memory:
+        frugal = gigabytes(forecast.frugal)
+        remedy = f"give --evidence none, which runs no graph and takes about {frugal}, or --force"
+    return NotEnoughMemoryError(problem, remedy=remedy)
+
+
+def _disk_problem(forecast: Forecast, machine: Machine) -> NotEnoughDiskError | None:
+    needed: dict[int, tuple[int, int, list[Path]]] = {}
+    for folder, count in forecast.disk.items():
+        disk, free = machine.disk(folder)
+        before, _, folders = needed.get(disk, (0, 0, []))
+        needed[disk] = before + count, free, [*folders, folder]
+    temporary = Path(tempfile.gettempdir()).absolute()
+    for count, free, folders in needed.values():
+        if count <= free:
+            continue
+        where = " and ".join(str(folder) for folder in folders)
+        problem = f"the build writes about {gigabytes(count)}, {gigabytes(free)} are free there"
+        remedy = "write to another disk with --output, or give --force to try all the same"
+        if temporary in folders:
+            remedy = (
+                "point TMPDIR to another disk, give --evidence none, which writes no temporary "
+                "files, or --force"
+            )
+        return NotEnoughDiskError(problem, where=where, remedy=remedy)
+    return None

@@ -1,0 +1,59 @@
+"""What a build reports that was asked to run no graph: all but how far the numbers moved."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from optc.core.base import Pass, Promise
+from optc.core.hooks import Hook, Step, peak_rss_bytes
+from optc.parity.hook import weight_bytes
+from optc.parity.metrics import Metrics
+from optc.parity.rows import INPUT, Row
+
+__all__ = ["UNMEASURED", "UnmeasuredHook"]
+
+UNMEASURED = Metrics(
+    math.nan,
+    math.nan,
+    math.nan,
+    notes=("no graph was run: what the passes did to the numbers is not known",),
+)
+"""Metrics where nothing was compared."""
+
+
+class UnmeasuredHook(Hook):
+    """Takes the place of `CompareHook`: notes what each pass did, and runs nothing.
+
+    Attributes:
+        rows: One row for the input graph and one per pass.
+        violations: None; nothing was judged.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.violations: list[str] = []
+
+    def start(self, model: ir.Model) -> None:
+        """Note the size of the graph as it came."""
+        size, peak = weight_bytes(model), peak_rss_bytes()
+        row = Row(INPUT, INPUT, Promise.EXACT, UNMEASURED, size=size, peak_rss=peak)
+        self.rows.append(row)
+
+    def after(self, p: Pass, model: ir.Model, step: Step) -> None:
+        """Note what the pass did."""
+        row = Row(
+            name=p.name,
+            text=step.text,
+            promise=p.promised,
+            metrics=UNMEASURED,
+            rewrites=step.result.rewrites,
+            seconds=step.seconds,
+            peak_rss=step.peak_rss,
+            size=weight_bytes(model),
+            refusals=step.result.refusals,
+            notes=step.result.notes,
+            details=step.result.details,
+        )
+        self.rows.append(row)
