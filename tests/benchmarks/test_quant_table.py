@@ -94,6 +94,13 @@ def test_memory_of_children_counts(tmp_path: Path) -> None:
     assert found.cpu > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with pytest.raises(RuntimeError, match="longer than 0 s"):
+        watch(command, tmp_path / "log", os.environ, limit=0.3)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "texts").mkdir()
