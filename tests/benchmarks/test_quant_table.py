@@ -115,7 +115,7 @@ def failing(words: str) -> Contender:
 
 
 def test_a_contender_that_fails_gets_a_row_with_its_last_words(folder: Path) -> None:
-    found = quant_quality.row_of(failing("no such thing"), folder, fresh=False, keep=False)
+    found = quant_quality.row_of(failing("no such thing"), folder, 4)
     assert found.reason == "no such thing"
     assert not found.scores
 
@@ -125,21 +125,22 @@ def test_a_kept_row_is_used_until_something_it_depends_on_changes(
 ) -> None:
     made = []
 
-    def new_row(contender: Contender, folder: Path, *, keep: bool) -> Row:
+    def new_row(contender: Contender, folder: Path, sequences: int, *, keep: bool) -> Row:
         made.append(contender)
         return row(contender.name, 1.0 + len(made))
 
     monkeypatch.setattr(quant_quality, "_new_row", new_row)
     (folder / "rows").mkdir()
 
-    def ask(contender: Contender, *, fresh: bool = False) -> float:
-        return quant_quality.row_of(contender, folder, fresh=fresh, keep=False).worst
+    def ask(contender: Contender, sequences: int = 4, *, fresh: bool = False) -> float:
+        return quant_quality.row_of(contender, folder, sequences, fresh=fresh).worst
 
     assert ask(failing("a")) == ask(failing("a")) == 2.0
     assert ask(failing("another option")) == 3.0
     (folder / "texts" / "prose.npy").write_bytes(b"another text")
     assert ask(failing("another option")) == 4.0
     assert ask(failing("another option"), fresh=True) == 5.0
+    assert ask(failing("another option"), sequences=5) == 6.0
 
 
 def test_embeddings_are_sorted_by_their_mean_cosine() -> None:
