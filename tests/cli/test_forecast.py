@@ -132,8 +132,8 @@ def test_too_little_memory_names_both_numbers_and_a_way_out() -> None:
     said += r"graph and takes about 0\.805 GB, or --force"
     with pytest.raises(NotEnoughMemoryError, match=said):
         check_forecast(needs(8 * GB), log=silent, machine=Fake(6 * GB))
+    frugal = needs(8 * GB, is_measured=False)
     with pytest.raises(NotEnoughMemoryError, match="end other programs, or give --force"):
-        frugal = needs(8 * GB, is_measured=False)
         check_forecast(frugal, log=silent, machine=Fake(GB // 2))
 
 
@@ -150,7 +150,9 @@ def test_too_little_disk_for_temporary_files_names_the_folder_and_tmpdir() -> No
 def test_folders_on_one_disk_share_its_room() -> None:
     together = needs(8 * GB, is_measured=False, dump="/out/keep")
     check_forecast(together, log=silent, machine=Fake(100 * GB, out=17 * GB))
-    with pytest.raises(NotEnoughDiskError, match="^/out and /out/keep: .* 16.1 GB, 16 GB are free"):
+    with pytest.raises(
+        NotEnoughDiskError, match=r"^/out and /out/keep: .* 16\.1 GB, 16 GB are free"
+    ):
         check_forecast(together, log=silent, machine=Fake(100 * GB, out=16 * GB))
 
 
