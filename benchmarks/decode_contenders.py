@@ -13,9 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from peer_environments import programs, run
+
 PEERS = Path(__file__).resolve().parent / "decode_peers"
-ENVIRONMENTS = ROOT / "build" / "peers"
 OURS = "ours"
 
 
@@ -49,7 +49,7 @@ class Contender:
         words = {"hf": folder / "hf", "here": folder, "out": path, "bin": self.bin()}
         try:
             for step in self.recipe:
-                _run([word.format(**words) for word in step])
+                run([word.format(**words) for word in step])
         except RuntimeError:
             # Half a model must not be taken for one next time.
             shutil.rmtree(path, ignore_errors=True)
@@ -61,10 +61,7 @@ class Contender:
         """The folder of its environment's programs."""
         if self.environment == OURS:
             return Path(sys.executable).parent
-        folder = ENVIRONMENTS / self.environment
-        if not (folder / ".installed").is_file():
-            make_environment(self.environment, folder)
-        return folder / "bin"
+        return programs(PEERS / f"requirements-{self.environment}.txt", self.environment)
 
     def start(self, folder: Path, threads: int) -> subprocess.Popen[str]:
         """Its worker, reading requests from a pipe; what it says besides is in `stderr.log`."""
@@ -78,27 +75,6 @@ class Contender:
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
         )
-
-
-def make_environment(name: str, folder: Path) -> None:
-    """A virtual environment with what `requirements-NAME.txt` says."""
-    print(f"making {folder.relative_to(ROOT)}, once", file=sys.stderr)
-    shutil.rmtree(folder, ignore_errors=True)
-    _run([sys.executable, "-m", "venv", str(folder)])
-    wanted = PEERS / f"requirements-{name}.txt"
-    if "torch==" in wanted.read_text(encoding="utf-8"):
-        _run([str(folder / "bin/python"), str(ROOT / "tools/install_torch.py")])
-    _run([str(folder / "bin/python"), "-m", "pip", "install", "-q", "-r", str(wanted)])
-    # optimum-intel brings it, PyTorch's CPU build rejects it, and nothing here looks at images.
-    _run([str(folder / "bin/python"), "-m", "pip", "uninstall", "-q", "-y", "torchvision"])
-    (folder / ".installed").touch()
-
-
-def _run(command: list[str]) -> None:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
 
 
 def _group(weights: str) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ TEXTS = ("docs", "prose")
 _BLOCK = 64
 
 Run = Callable[[np.ndarray], np.ndarray]
-"""Token ids, int64 [1,S], to logits, float32 [1,S,V]."""
+"""Token ids, int64 [1,S], to the output asked for, such as logits, float32 [1,S,V]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,9 @@ class Sums:
         if not np.isfinite(logits).all():
             raise ValueError("there are logits that are not finite")
         log_q = log_softmax(logits)
-        # The sum of p (log p - log q) over tokens, in float64.
-        self._kl += float(np.einsum("sv,sv->", np.exp(log_p), log_p - log_q, dtype=np.float64))
+        # The sum of p (log p - log q): pairwise over the vocabulary, in float64 over positions.
+        rows = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+        self._kl += float(rows.sum(dtype=np.float64))
         self._agreed += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
         self._positions += len(following)
         at = np.flatnonzero(following >= 0)
@@ -96,7 +97,7 @@ class Sums:
         """The means."""
         return Score(
             ppl_ratio=math.exp((self._actual - self._expected) / self._known),
-            kl=self._kl / self._positions,
+            kl=max(0.0, self._kl / self._positions),  # round-off can leave -1e-9
             top1=self._agreed / self._positions,
             tokens=self._positions,
             ppl=math.exp(self._expected / self._known),
@@ -104,9 +105,10 @@ class Sums:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities, float32 [S,V], summed in float64."""
+    """Log-probabilities, float32 [S,V]; numpy sums pairwise, which keeps 6 digits."""
     shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)).astype("f4")
+    found: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return found
 
 
 def truth(folder: Path, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -137,13 +139,13 @@ def _write_truth(folder: Path, ids: np.ndarray, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: Path, threads: int | None = None) -> Iterator[Run]:
-    """Open an ONNX file or a bundle."""
+def opened(path: Path, threads: int | None = None, output: str = "logits") -> Iterator[Run]:
+    """Open an ONNX file or a bundle, to be run for one of its outputs."""
     with contextlib.ExitStack() as stack:
         if is_bundle(path):
-            yield _of_bundle(path, stack)
+            yield _of_bundle(path, output, stack)
         else:
-            yield _of_file(path, threads)
+            yield _of_file(path, output, threads)
 
 
 def is_bundle(path: Path) -> bool:
@@ -151,7 +153,7 @@ def is_bundle(path: Path) -> bool:
     return (path / "manifest.json").is_file()
 
 
-def _of_bundle(path: Path, stack: contextlib.ExitStack) -> Run:
+def _of_bundle(path: Path, output: str, stack: contextlib.ExitStack) -> Run:
     from optc.api.sessions import open_bundle
     from optc.ir.interface import complete_feeds
 
@@ -159,12 +161,12 @@ def _of_bundle(path: Path, stack: contextlib.ExitStack) -> Run:
 
     def run(ids: np.ndarray) -> np.ndarray:
         feeds = feeds_of([port.name for port in session.inputs], ids)
-        return session.run(complete_feeds(session.inputs, feeds), ("logits",))["logits"]
+        return session.run(complete_feeds(session.inputs, feeds), (output,))[output]
 
     return run
 
 
-def _of_file(path: Path, threads: int | None) -> Run:
+def _of_file(path: Path, output: str, threads: int | None) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -173,13 +175,17 @@ def _of_file(path: Path, threads: int | None) -> Run:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
-    return lambda ids: session.run(["logits"], feeds_of(names, ids))[0]
+    return lambda ids: session.run([output], feeds_of(names, ids))[0]
 
 
 def feeds_of(names: Sequence[str], ids: np.ndarray) -> dict[str, np.ndarray]:
     """What a graph is given of ids [B,S]: nothing is padding."""
-    positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-    known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": positions}
+    known = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.broadcast_to(np.arange(ids.shape[1]), ids.shape),
+        "token_type_ids": np.zeros_like(ids),
+    }
     return {name: array for name, array in known.items() if name in names}
 
 

@@ -3,9 +3,9 @@
     python benchmarks/quant_model.py [FOLDER]        (default: build/quant/smollm2)
 
 Its weights come out of a 4-bit file, so they lie on a grid that 4 bits with blocks of 32 along the
-input channels reproduce almost exactly: such a quantiser would look better than it is. A permutation
-of channels computes the same function and breaks the grid, since a block then gathers values of
-many blocks. Permuted are, always with the same seed: the hidden dimension, the channels of each
+input channels reproduce almost exactly: such a quantiser would look better than it is. Permuted
+channels compute the same function and break the grid, since a block then gathers values of many
+blocks. Permuted are, always with the same seed: the hidden dimension, the channels of each
 feed-forward layer, and the channels of each value head. The keys' and queries' channels stay: the
 rotary embedding tells them apart.
 
@@ -25,8 +25,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "quant" / "smollm2"
 SEED = 20260501
-# Of logits, whose size is of the order of 20. Weights and products are float64 in the comparison, but
-# transformers computes norms and softmax in float32, whose sums come in another order.
+# Of logits, whose size is of the order of 20. Products are float64 in the comparison, but norms and
+# softmax are float32 in transformers, and their sums come in another order.
 TOLERANCE = 1e-4
 
 

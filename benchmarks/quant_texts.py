@@ -237,7 +237,7 @@ def prepare(folder: Path = FOLDER) -> Path:
 
 
 def write_calibration(ids: np.ndarray, reference: Path, path: Path) -> None:
-    """Sequences [N,S] as calibration data; a reference has a judged sample, so one is taken over."""
+    """Sequences [N,S] to calibrate with; a reference has a judged sample, so one is taken over."""
     from optc.ir.reference import load_reference, save_reference
 
     given = load_reference(reference)

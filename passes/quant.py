@@ -32,6 +32,7 @@ from optc.rewrite.encode_once import encoder_in_line
 from optc.rewrite.quant_apply import apply_plan
 from optc.rewrite.quant_decide import Wishes, decide
 from optc.rewrite.quant_grid import Grid
+from optc.rewrite.quant_range import METHODS
 from optc.rewrite.quant_scheme import SCHEMES, Scheme
 from optc.rewrite.quant_sites import Site, find_sites, is_quantised, weight_groups
 from optc.rewrite.quant_weights import is_finite
@@ -39,6 +40,7 @@ from optc.rewrite.quant_weights import is_finite
 __all__ = ["Quant"]
 
 _SOLVED = ("int4",)
+_RANGED = ("int8", "fp8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,12 @@ class Quant(Pass):
     vocabulary: int = option(
         8, "Bits of tables and of products tied to them (int4).", choices=(4, 8)
     )
+    calibrate: str = option(
+        "auto",
+        "Range of static activations: minmax, percentile (99.99), entropy, mse, or auto: a margin "
+        "that is judged on held-out samples.",
+        choices=("auto", *METHODS),
+    )
     smooth: str = option(
         "auto",
         "auto: even out the channels of activations by scaling weights; off: do not.",
@@ -97,6 +105,9 @@ class Quant(Pass):
         if self.method not in {"auto", "rtn"} and self.scheme not in _SOLVED:
             problem = f"{self.method} is for 4-bit weights, and the scheme is {self.scheme}"
             raise UsageError(problem, where="quant:method", remedy="leave it out, or scheme=int4")
+        if self.calibrate != "auto" and self.scheme not in _RANGED:
+            problem = f"the scheme {self.scheme} has no ranges to calibrate"
+            raise UsageError(problem, where="quant:calibrate", remedy="use scheme=int8")
         needs = {"int8": "int8 activations", "fp8": "E4M3 activations"}.get(self.scheme)
         if self.method not in {"auto", "rtn"}:
             needs = f"the method {self.method}"
@@ -153,7 +164,8 @@ class Quant(Pass):
         if method == "auto":
             has_data = ctx.evaluate is not None and bool(ctx.calibration)
             method = "gptq" if has_data and self.scheme in _SOLVED else "rtn"
-        return Wishes(scheme, method, self.smooth == "auto", limit, self.max_wide)
+        smooth = self.smooth == "auto"
+        return Wishes(scheme, method, smooth, self.calibrate, limit, self.max_wide)
 
     def _scheme(self, target: str) -> Scheme:
         asked = Grid(4, self.group or 0, self.symmetric or self.scheme == "w8")

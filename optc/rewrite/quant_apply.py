@@ -18,7 +18,6 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from optc.core.context import Array
 from optc.rewrite.quant_divide import Divider
 from optc.rewrite.quant_fit import Fit
 from optc.rewrite.quant_nodes import NodeWriter
@@ -42,8 +41,13 @@ def apply_plan(model: ir.Model, sites: Sequence[Site], plan: Plan) -> None:
     common.RemoveUnusedNodesPass()(model)
 
 
-def write_plan(writer: NodeWriter, sites: Sequence[Site], plan: Plan) -> None:
-    """The same, leaving behind what nothing reads any more: for many small plans in turn."""
+def write_plan(writer: NodeWriter, sites: Sequence[Site], plan: Plan) -> set[str]:
+    """The same, leaving behind what nothing reads any more: for many small plans in turn.
+
+    Returns:
+        Names of activations whose own values are divided by factors now: what makes them was
+        changed, and nothing was put behind them.
+    """
     touched = [site for site in sites if plan.width(site) != "float"]
     scales: dict[ir.Node, ir.Value] = {}
     for group in weight_groups(touched):
@@ -55,30 +59,30 @@ def write_plan(writer: NodeWriter, sites: Sequence[Site], plan: Plan) -> None:
     divider = Divider(writer, scales)
     readers: dict[ir.Value, list[Site]] = {}
     for site in touched:
-        if site.activation is not None and plan.is_narrow(site):
+        if site.activation is not None:
             readers.setdefault(site.activation, []).append(site)
+    divided: set[str] = set()
     for activation, users in readers.items():
-        value = _round(writer, divider, activation, users, plan)
+        value = activation
+        factors = plan.divisor(users[0])
+        if factors is not None:
+            value = divider.divide(activation, users, factors)
+            divided |= {str(activation.name)} if value is activation else set()
+        narrow = [site for site in users if plan.is_narrow(site)]
+        rounded = _round(writer, value, activation, narrow, plan) if narrow else value
         for site in users:
-            site.node.replace_input_with(0, value)
+            site.node.replace_input_with(0, rounded if site in narrow else value)
+    return divided
 
 
 def _round(
-    writer: NodeWriter, divider: Divider, value: ir.Value, users: Sequence[Site], plan: Plan
+    writer: NodeWriter, value: ir.Value, activation: ir.Value, users: Sequence[Site], plan: Plan
 ) -> ir.Value:
-    """An activation as the plan wants it, for `users`."""
-    if value.name in plan.tokens:
+    """`value`, which is `activation` with its channels evened out, as the plan rounds it."""
+    if activation.name in plan.tokens:
         return write_token_rounding(writer, value, before=users[0].node)
-    fit = plan.activations[str(value.name)]
-    if fit.factors is not None:
-        value = divider.divide(value, users, fit.factors)
+    fit = plan.activations[str(activation.name)]
     return _write_rounding(writer, value, fit, before=users[0].node)
-
-
-def _factors(site: Site, plan: Plan) -> Array | None:
-    """What the input channels of the weight are multiplied by."""
-    fit = plan.activations.get(str(site.activation.name)) if site.activation is not None else None
-    return None if fit is None else fit.factors
 
 
 def _write_weight(writer: NodeWriter, site: Site, plan: Plan) -> tuple[ir.Value, ir.Value]:
@@ -87,7 +91,7 @@ def _write_weight(writer: NodeWriter, site: Site, plan: Plan) -> tuple[ir.Value,
     if tensor is None:
         raise ValueError(f"the plan names '{source.name}', which is not constant")
     grid = plan.weights[str(source.name)]
-    constant = Constant(tensor, site.axis, _factors(site, plan))
+    constant = Constant(tensor, site.axis, plan.divisor(site))
     steps, scales, zeros = constant.write(grid, plan.solved.get(str(source.name)))
     name = f"{source.name}_{grid.dtype.name.lower()}"
     scale = writer.constant(f"{source.name}_scale", scales)

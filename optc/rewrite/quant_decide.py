@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from optc.core.context import Context, Feeds
+from optc.core.context import Array, Context, Feeds
 from optc.rewrite.last_tokens import every_token
+from optc.rewrite.quant_calibrate import calibrated
 from optc.rewrite.quant_choice import Choice
 from optc.rewrite.quant_drift import DriftMeter
 from optc.rewrite.quant_fit import Fit, fit, sample_columns, weight_error
+from optc.rewrite.quant_fit import judged as judged_fit
 from optc.rewrite.quant_observe import Seen, observe, tokens_of
 from optc.rewrite.quant_rounding import solve_weights
 from optc.rewrite.quant_scheme import Scheme
 from optc.rewrite.quant_search import choose_floats, choose_wide
 from optc.rewrite.quant_sensitivity import sensitivities
 from optc.rewrite.quant_sites import Site, weight_groups
-from optc.rewrite.quant_units import Unit, Widths, constant_of, units_of
+from optc.rewrite.quant_units import Unit, Widths, constant_of, reads_alone, units_of
 from optc.rewrite.quant_weights import rounding_error
 
 __all__ = ["Wishes", "decide"]
@@ -34,6 +36,8 @@ class Wishes:
         scheme: The grids.
         method: How weights are rounded: `rtn`, `awq`, `gptq` or `awq-gptq`.
         smooth: Whether the channels of activations may be evened out.
+        calibrate: How ranges of activations are chosen: `auto` for a searched margin that is judged
+            on held-out samples, or one of `optc.rewrite.quant_range.METHODS`.
         max_drift: Largest drift.
         max_wide: How many units may stay wide, whatever the drift; None for any number.
     """
@@ -41,6 +45,7 @@ class Wishes:
     scheme: Scheme
     method: str = "rtn"
     smooth: bool = True
+    calibrate: str = "auto"
     max_drift: float = 0.015
     max_wide: int | None = None
 
@@ -73,10 +78,14 @@ def decide(model: ir.Model, sites: Sequence[Site], wishes: Wishes, ctx: Context)
         harms = _harms(units, seen, errors)
         widths = choose_floats(meter, widths, harms, wishes.max_drift)
     if wishes.scheme.rounding == "tensor":
-        widths = dataclasses.replace(widths, fits=_fit(units, widths, seen, wishes, ctx))
+        fits = _fit(units, widths, seen, wishes, ctx)
+        if wishes.calibrate != "auto":
+            channels = _channels(units)
+            fits = calibrated(whole, fits, channels, wishes.calibrate, ctx, learnt)
+            fits = {n: judged_fit(f, seen[n], _columns(units, n)) for n, f in fits.items()}
+        widths = dataclasses.replace(widths, fits=fits)
     if wishes.method != "rtn":
-        solved = solve_weights(whole, widths, ctx, learnt)
-        widths = dataclasses.replace(widths, solved=solved)
+        widths = solve_weights(whole, widths, ctx, learnt, wishes.method)
     tokens = sum(map(tokens_of, learnt)) if fitted else 0
     costs = _costs(whole, widths, meter, wishes, ctx, learnt)
     plan = choose_wide(meter, widths, costs, wishes.max_drift, wishes.max_wide)
@@ -128,6 +137,11 @@ def _channels(units: Sequence[Unit]) -> dict[str, int]:
     return {u.name: constant_of(u.sites[0]).inner for u in units if not u.is_lookup}
 
 
+def _columns(units: Sequence[Unit], name: str) -> Array:
+    (unit,) = [unit for unit in units if unit.name == name and not unit.is_lookup]
+    return sample_columns(unit.sites)
+
+
 def _harms(
     units: Sequence[Unit], seen: Mapping[str, Seen], errors: Mapping[str, float]
 ) -> dict[str, float]:
@@ -159,16 +173,8 @@ def _fit(
         and (sites := [s for s in unit.sites if s.weight.name not in widths.floats])
     ]
     for unit, sites in rounded:
-        free = wishes.smooth and all(_reads_alone(site) for site in unit.sites)
+        free = wishes.smooth and reads_alone(unit)
         found = fit(seen[unit.name], sample_columns(sites), smooth=free)
         fits[unit.name] = dataclasses.replace(found, is_float=wishes.scheme.narrow.is_float)
         ctx.progress("fitting activations", len(fits), len(rounded))
     return fits
-
-
-def _reads_alone(site: Site) -> bool:
-    """Whether nothing but products with the one activation reads the constant of `site`."""
-    users = [user for user, _ in site.weight.uses()]
-    behind = [n for u in users if u.op_type == "Transpose" for n, _ in u.outputs[0].uses()]
-    readers = [user for user in users if user.op_type != "Transpose"] + behind
-    return all(user.inputs[0] is site.activation for user in readers)

@@ -82,11 +82,28 @@ class Divider:
         tensor = scale.const_value
         if layer.op_type != "MatMul" or not is_only_reader or value.is_graph_output():
             return False
-        if tensor is None or tensor.size != len(factors):
+        if tensor is None:
             return False
-        divided = tensor.numpy() / factors
+        divided = _divided(tensor, layer, factors)
+        if divided is None:
+            return False
         scale.const_value = ir.Tensor(_cast(divided, tensor.dtype), name=scale.name)
         return True
+
+
+def _divided(scale: ir.TensorProtocol, layer: ir.Node, factors: Array) -> Array | None:
+    """A scale [C], or [C,G] or [G,C] of groups, with that of channel c divided by `factors[c]`."""
+    array: Array = scale.numpy().astype(np.float32)
+    if array.ndim == 1:
+        return array / factors if len(array) == len(factors) else None
+    matrix = layer.inputs[1]
+    made_by = None if matrix is None else matrix.producer()
+    is_flipped = made_by is not None and made_by.op_type == "Transpose"
+    axis = 0 if is_flipped else 1
+    if array.shape[axis] != len(factors):
+        return None
+    divided: Array = array / np.expand_dims(factors, 1 - axis)
+    return divided
 
 
 def _is_per_channel(value: ir.Value, channels: int) -> bool:

@@ -25,7 +25,7 @@ from optc.ir.streamed import read_tensor
 from optc.rewrite.quant_observe import Observation, Seen
 from optc.rewrite.quant_sites import Site
 
-__all__ = ["Fit", "fit", "sample_columns", "weight_error"]
+__all__ = ["Fit", "fit", "judged", "sample_columns", "weight_error"]
 
 LARGEST = 127
 """Last step of the int8 grid of activations."""
@@ -115,6 +115,18 @@ def fit(seen: Seen, columns: Array, *, smooth: bool) -> Fit:
     factors = _factors(seen.largest, columns, strength)
     largest = float((seen.largest / factors).max()) * margin
     return Fit(largest, factors if strength else None, error, strength)
+
+
+def judged(fit: Fit, seen: Seen, columns: Array) -> Fit:
+    """The same fit with its error on what was seen, for a range that came from elsewhere."""
+    weights = columns if fit.factors is None else columns * fit.factors[:, None]
+    rounded = _rounded_columns(weights)
+    rows = np.concatenate([seen.even.rows, seen.odd.rows])
+    exact = rows @ columns
+    divided = rows if fit.factors is None else rows / fit.factors
+    moved = np.square(fit.rounded(divided) @ rounded - exact).sum(axis=1)
+    error = float(np.sqrt(np.minimum(moved / _sizes(exact), 1).mean()))
+    return dataclasses.replace(fit, error=error)
 
 
 def weight_error(seen: Seen, columns: Array) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from optc.core.context import Array
 from optc.rewrite.quant_fit import Fit
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_sites import Site
@@ -22,12 +23,15 @@ class Plan:
         activations: Activations with one range for all data, by name.
         tokens: Activations with a range for each token, by name.
         solved: Steps of constants that are not simply rounded to the nearest, by name.
+        factors: What the channels of an activation in float are divided by, and those of the
+            weights it meets multiplied by, [K], by name of the activation.
     """
 
     weights: Mapping[str, Grid]
     activations: Mapping[str, Fit] = dataclasses.field(default_factory=dict)
     tokens: frozenset[str] = frozenset()
     solved: Mapping[str, Solution] = dataclasses.field(default_factory=dict)
+    factors: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
     def width(self, site: Site) -> str:
         """Such as `w8a8`, `w4`, or `float`."""
@@ -41,3 +45,11 @@ class Plan:
         if site.activation is None or site.weight.name not in self.weights:
             return False
         return site.activation.name in self.activations or site.activation.name in self.tokens
+
+    def divisor(self, site: Site) -> Array | None:
+        """What the channels of the activation of `site` are divided by; None for nothing."""
+        if site.activation is None or site.weight.name not in self.weights:
+            return None
+        name = str(site.activation.name)
+        fit = self.activations.get(name)
+        return self.factors.get(name) if fit is None else fit.factors

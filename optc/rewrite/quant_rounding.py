@@ -9,31 +9,36 @@ in memory at a time.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from optc.core.context import Array, Context, Feeds
 from optc.core.errors import SampleError
+from optc.core.scratch import Scratch
 from optc.ir.streamed import EVERY
 from optc.rewrite.quant_apply import write_plan
+from optc.rewrite.quant_awq import equalise
+from optc.rewrite.quant_damping import Moments, learnt
 from optc.rewrite.quant_gram import Inputs
 from optc.rewrite.quant_nodes import NodeWriter
 from optc.rewrite.quant_plan import Plan
 from optc.rewrite.quant_sites import find_sites
-from optc.rewrite.quant_solve import solve
+from optc.rewrite.quant_solve import nearest, solve
 from optc.rewrite.quant_stream import Solution
-from optc.rewrite.quant_units import Unit, Widths, constant_of
+from optc.rewrite.quant_units import Unit, Widths, constant_of, reads_alone
 from optc.rewrite.quant_walk import Walk
 
 __all__ = ["solve_weights"]
 
 
 def solve_weights(
-    model: ir.Model, widths: Widths, ctx: Context, samples: Sequence[Feeds]
-) -> dict[str, Solution]:
-    """Steps of every weight at its narrow grid, by name of the constant.
+    model: ir.Model, widths: Widths, ctx: Context, samples: Sequence[Feeds], method: str
+) -> Widths:
+    """Choose steps of every weight at its narrow grid, and factors on its input channels.
 
     Constants that rows are looked up in are rounded to the nearest: what a lookup gives must be
     the row itself, whatever the product tied to it reads.
@@ -43,38 +48,42 @@ def solve_weights(
         widths: Units and grids.
         ctx: Has the evaluator.
         samples: Calibration inputs.
+        method: `gptq`, `awq` (factors, then the nearest step in a searched range) or `awq-gptq`.
+
+    Returns:
+        `widths` with what was chosen.
 
     Raises:
         SampleError: An activation is not finite.
     """
     if ctx.evaluate is None:
-        return {}
+        return widths
     trial = model.clone()
     places = {site.name: site for site in find_sites(trial).sites}
-    original = {site.name: site for site in find_sites(model).sites}
-    writer = NodeWriter(trial)
+    firsts = {site.name: site.node for site in find_sites(model).sites}
+    writer, scratch = NodeWriter(trial), Scratch()
     exact = Walk(model, ctx.evaluate, samples)
     moved = Walk(trial, ctx.evaluate, samples)
-    found: dict[str, Solution] = {}
+    solved: dict[str, Solution] = {}
+    factors: dict[str, Array] = {}
     units = [unit for unit in widths.units if _is_solved(unit, widths)]
     for number, unit in enumerate(units):
-        sites = [places[site.name] for site in unit.sites]
-        first = original[unit.sites[0].name].node
-        inputs = _observed(
-            exact.advance(first, unit.name), moved.advance(sites[0].node, unit.name), unit.name
+        here = Unit(unit.name, tuple(places[site.name] for site in unit.sites))
+        seen = _observed(
+            exact.advance(firsts[unit.sites[0].name], unit.name),
+            moved.advance(here.sites[0].node, unit.name),
+            unit.name,
         )
-        for site in sites:
-            grid = widths.grid(site, is_wide=False)
-            name = str(site.weight.name)
-            if grid is not None and name not in found and name not in widths.floats:
-                constant = constant_of(site)
-                rows = constant.read(EVERY, EVERY)
-                solved = solve(rows, inputs, grid, constant.kind)
-                found[name] = Solution(_Held(solved.steps), solved.scales, solved.zeros, grid)
-        weights = {str(s.weight.name) for s in sites} & set(found)
-        write_plan(writer, sites, Plan({n: found[n].grid for n in weights}, solved=found))
+        if method != "gptq" and reads_alone(unit):
+            factors[unit.name] = _equalised(here, widths, seen)
+            seen = seen.divided(factors[unit.name])
+        found = _solved(here, widths, seen, factors.get(unit.name), method, scratch)
+        solved |= found
+        plan = Plan({n: s.grid for n, s in found.items()}, solved=found, factors=factors)
+        if unit.name in write_plan(writer, here.sites, plan):
+            moved.divide(unit.name, factors[unit.name])
         ctx.progress("solving for weights", number + 1, len(units))
-    return found
+    return dataclasses.replace(widths, solved=solved, factors=factors)
 
 
 def _is_solved(unit: Unit, widths: Widths) -> bool:
@@ -82,29 +91,95 @@ def _is_solved(unit: Unit, widths: Widths) -> bool:
     return not unit.is_lookup and not names & widths.looked_up and not names & widths.floats
 
 
-class _Held:
-    """Steps in memory, a byte each."""
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What was seen of one activation: in the quantised graph, and beside it in the float one.
 
-    def __init__(self, steps: Array):
-        self._steps = steps.astype(np.uint8 if steps.min() >= 0 else np.int8)
+    Attributes:
+        halves: Second moments on each half of the samples.
+        magnitudes: Mean magnitude of each channel in the quantised graph, [K].
+    """
 
-    def read(self, rows: slice, columns: slice) -> Array:
-        return self._steps[rows, columns]
+    halves: tuple[Moments, Moments]
+    magnitudes: Array
+
+    def divided(self, factors: Array) -> _Seen:
+        """The same of channels divided by `factors` [K]."""
+        outer = np.outer(factors, factors)
+        first, second = (
+            Moments(m.gram / outer, None if m.cross is None else m.cross / outer)
+            for m in self.halves
+        )
+        return _Seen((first, second), self.magnitudes / factors)
 
 
-def _observed(exact: Iterator[Array], moved: Iterator[Array], name: str) -> Inputs:
-    """Second moments of an activation [..., K] in the quantised graph, and with the float one."""
-    gram = cross = None
+def _equalised(unit: Unit, widths: Widths, seen: _Seen) -> Array:
+    """AWQ's factors, for all weights of a unit together."""
+    grid, whole = widths.grid(unit.sites[0], is_wide=False), seen.halves[0] + seen.halves[1]
+    if grid is None:
+        return np.ones(len(whole.gram), np.float32)
+    inputs = Inputs.of(whole.gram)
+    return equalise(_rows(unit, None), seen.magnitudes, inputs, grid, _kind(unit))
+
+
+def _solved(
+    unit: Unit,
+    widths: Widths,
+    seen: _Seen,
+    factors: Array | None,
+    method: str,
+    scratch: Scratch,
+) -> dict[str, Solution]:
+    grid, kind = widths.grid(unit.sites[0], is_wide=False), _kind(unit)
+    if grid is None:
+        return {}
+    rows = _rows(unit, factors)
+    if method == "awq":
+        power = (seen.halves[0].gram + seen.halves[1].gram).diagonal()
+        chosen = nearest(rows, grid, kind, power=power)
+    else:
+        chosen = solve(rows, learnt(seen.halves, rows, grid, kind), grid, kind)
+    byte = np.int8 if grid.symmetric else np.uint8
+    found: dict[str, Solution] = {}
+    start = 0
+    for site in unit.sites:
+        part = slice(start, start + constant_of(site).outer)
+        steps = scratch.keep(chosen.steps[part].astype(byte))
+        found[str(site.weight.name)] = Solution(
+            steps, chosen.scales[part], chosen.zeros[part], grid
+        )
+        start = part.stop
+    return found
+
+
+def _rows(unit: Unit, factors: Array | None) -> Array:
+    """The weights of all sites, one below the other, with their input channels multiplied."""
+    rows = np.concatenate([constant_of(site).read(EVERY, EVERY) for site in unit.sites])
+    return rows if factors is None else rows * factors
+
+
+def _kind(unit: Unit) -> np.dtype[Any]:
+    return constant_of(unit.sites[0]).kind
+
+
+def _observed(exact: Iterator[Array], moved: Iterator[Array], name: str) -> _Seen:
+    """Both activations [..., K], sample by sample; samples go to the two halves in turn."""
+    halves: list[Moments | None] = [None, None]
+    magnitudes: Array = np.zeros(0)
+    tokens = 0
     for index, (want, got) in enumerate(zip(exact, moved, strict=True)):
-        left, right = (a.reshape(-1, a.shape[-1]).astype(np.float32) for a in (got, want))
-        if not (np.isfinite(left).all() and np.isfinite(right).all()):
+        x, y = (a.reshape(-1, a.shape[-1]).astype(np.float32, copy=False) for a in (want, got))
+        if not (np.isfinite(x).all() and np.isfinite(y).all()):
             raise SampleError(
                 f"calibration sample {index} gives NaN or infinity at '{name}'",
                 remedy="give other calibration data, or look for what the model does on it",
             )
-        first, second = left.T @ left, left.T @ right
-        gram = first if gram is None else gram + first
-        cross = second if cross is None else cross + second
-    if gram is None:
+        new, before = Moments.of(y, x), halves[index % 2]
+        halves[index % 2] = new if before is None else before + new
+        sums = np.abs(y).sum(axis=0)
+        magnitudes = magnitudes + sums if tokens else sums
+        tokens += len(y)
+    first, second = halves
+    if first is None:
         raise SampleError("there are no calibration samples")
-    return Inputs.of(gram, cross=cross)
+    return _Seen((first, second or first), magnitudes / max(tokens, 1))

@@ -141,17 +141,22 @@ def _trial(model: ir.Model, units: Sequence[Unit], plan: Plan) -> ir.Model:
     writer = NodeWriter(trial)
     copies = len(units) + 1
     quantised: list[Site] = []
-    fits, tokens = dict(plan.activations), set(plan.tokens)
+    fits, tokens, factors = dict(plan.activations), set(plan.tokens), dict(plan.factors)
     for index, unit in enumerate(units):
         inner = _Copy(writer, trial.graph, index, copies)
         for site in (places[s.name] for s in unit.sites):
             new = inner.quantised(site)
             quantised.append(new)
-            if new.activation is not None and unit.name in fits:
-                fits[str(new.activation.name)] = fits[unit.name]
-            if new.activation is not None and unit.name in tokens:
-                tokens.add(str(new.activation.name))
-    narrow = dataclasses.replace(plan, activations=fits, tokens=frozenset(tokens))
+            if new.activation is None:
+                continue
+            name = str(new.activation.name)
+            if unit.name in fits:
+                fits[name] = fits[unit.name]
+            if unit.name in tokens:
+                tokens.add(name)
+            if unit.name in factors:
+                factors[name] = factors[unit.name]
+    narrow = dataclasses.replace(plan, activations=fits, tokens=frozenset(tokens), factors=factors)
     write_plan(writer, quantised, narrow)
     common.RemoveUnusedNodesPass()(trial)
     return trial

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Container, Mapping, Sequence
 
+from optc.core.context import Array
 from optc.rewrite.quant_fit import Fit
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_plan import Plan
@@ -13,7 +14,7 @@ from optc.rewrite.quant_scheme import Scheme
 from optc.rewrite.quant_sites import Site
 from optc.rewrite.quant_stream import Constant, Solution
 
-__all__ = ["Unit", "Widths", "constant_of", "units_of"]
+__all__ = ["Unit", "Widths", "constant_of", "reads_alone", "units_of"]
 
 _SHORTEST = 16
 
@@ -63,6 +64,7 @@ class Widths:
         fits: Range of each activation, for schemes that round them per tensor.
         solved: Steps of constants at the narrow grid that were solved.
         floats: Constants that must stay in float.
+        factors: What the channels of activations in float are divided by, by name.
     """
 
     scheme: Scheme
@@ -70,6 +72,7 @@ class Widths:
     fits: Mapping[str, Fit] = dataclasses.field(default_factory=dict)
     solved: Mapping[str, Solution] = dataclasses.field(default_factory=dict)
     floats: frozenset[str] = frozenset()
+    factors: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def looked_up(self) -> frozenset[str]:
@@ -110,7 +113,7 @@ class Widths:
         by_token = frozenset(narrow) if self.scheme.rounding == "token" else frozenset[str]()
         fits = {name: self.fits[name] for name in narrow if name in self.fits}
         solved = {n: s for n, s in self.solved.items() if weights.get(n) == s.grid}
-        return Plan(weights, fits, by_token, solved)
+        return Plan(weights, fits, by_token, solved, self.factors)
 
 
 def _even(grid: Grid, inner: int) -> Grid:
@@ -120,3 +123,15 @@ def _even(grid: Grid, inner: int) -> Grid:
         group //= 2
     fits = group and inner % group == 0
     return dataclasses.replace(grid, group=group if fits else 0)
+
+
+def reads_alone(unit: Unit) -> bool:
+    """Whether nothing but products with its one activation reads the constants of a unit."""
+    return all(_reads_alone(site) for site in unit.sites)
+
+
+def _reads_alone(site: Site) -> bool:
+    users = [user for user, _ in site.weight.uses()]
+    behind = [n for u in users if u.op_type == "Transpose" for n, _ in u.outputs[0].uses()]
+    readers = [user for user in users if user.op_type != "Transpose"] + behind
+    return all(user.inputs[0] is site.activation for user in readers)

@@ -61,6 +61,12 @@ class Walk:
                 del known[gone]
             yield value
 
+    def divide(self, name: str, factors: Array) -> None:
+        """Divide the channels of a value that is known: what makes it was changed since."""
+        for known in self._known:
+            if name in known:
+                known[name] = known[name] / factors
+
     def _parted(self, node: ir.Node) -> tuple[list[ir.Node], list[ir.Node]]:
         """Nodes not run yet, up to `node`, and from it on."""
         left = [other for other in self._model.graph if other not in self._done]

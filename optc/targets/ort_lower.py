@@ -9,6 +9,7 @@ from optc.rewrite.encode_once import encoder_in_line
 from optc.targets.ort_attention import lower_attention
 from optc.targets.ort_encoder import note_encoder
 from optc.targets.ort_in_place import note_in_place
+from optc.targets.ort_join import join_products
 from optc.targets.ort_limit import note_most_tokens
 from optc.targets.ort_norms import lower_norms
 from optc.targets.ort_quant import lower_quant
@@ -23,6 +24,7 @@ def lowered(model: ir.Model) -> ir.Model:
         lower_attention(copy)
         lower_norms(copy)
         lower_quant(copy)
+        join_products(copy)
         note_encoder(copy)
     common.RemoveUnusedNodesPass()(copy)
     common.RemoveUnusedFunctionsPass()(copy)  # type: ignore[no-untyped-call]

@@ -71,7 +71,8 @@ class _Lowering:
                 self._integers.replace(node, weight, matrix, activation)
             return
         length = block_length(weight)
-        by_block = _by_block(weight, length, lookups) if products or not weight.is_plain else []
+        tied = bool(products) or not weight.is_plain
+        by_block = [node for node in lookups if tied and _has_rank(node.inputs[1])]
         if length is not None and (products or by_block):
             blocks = self._blocks.blocks(weight, length)
             self._blocks.multiply(products, blocks, rounded)
@@ -81,9 +82,5 @@ class _Lowering:
             self._blocks.look_up_rows(by_row, weight)
 
 
-def _by_block(weight: Weight, length: int | None, lookups: list[ir.Node]) -> list[ir.Node]:
-    """Lookups that find whole rows of blocks, joined to the rank of their indices and one."""
-    if length is None or weight.inner % length:
-        return []
-    known = [node for node in lookups if node.inputs[1] is not None]
-    return [node for node in known if node.inputs[1].shape is not None]  # type: ignore[union-attr]
+def _has_rank(value: ir.Value | None) -> bool:
+    return value is not None and value.shape is not None

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from optc.ir.streamed import read_tensor
 from optc.targets.ort_quant_layout import (
+    block_count,
     block_scales,
     block_steps,
     block_zeros,
@@ -92,21 +93,29 @@ class BlockKernels:
             "gather_axis": 0,
         }
         for node in nodes:
-            indices = node.inputs[1]
-            assert indices is not None
-            assert indices.shape is not None
             column = ir.node("Unsqueeze", [blocks.scales, last])
-            inputs = [blocks.steps, indices, column.outputs[0], zeros]
-            found = ir.node(
-                "GatherBlockQuantized",
-                inputs if zeros is not None else inputs[:3],
-                attributes,
-                domain=DOMAIN,
-            )
-            joined = np.array([0] * len(indices.shape) + [weight.inner], np.int64)
-            shape = self._put.writer.constant(f"{weight.name}_joined", ir.Tensor(joined))
-            last_node = ir.node("Reshape", [found.outputs[0], shape])
-            self._put.replace(node, [column, found, last_node])
+            inputs = [blocks.steps, node.inputs[1], column.outputs[0]]
+            inputs += [] if zeros is None else [zeros]
+            found = ir.node("GatherBlockQuantized", inputs, attributes, domain=DOMAIN)
+            self._put.replace(node, [column, found, *self._rows(node, blocks, found.outputs[0])])
+
+    def _rows(self, node: ir.Node, blocks: Blocks, found: ir.Value) -> list[ir.Node]:
+        """[..., blocks, length] as [..., K]; what the last block was filled up with is left out."""
+        indices, weight = node.inputs[1], blocks.weight
+        assert indices is not None
+        assert indices.shape is not None
+        width = block_count(weight, blocks.length) * blocks.length
+        joined = np.array([0] * len(indices.shape) + [width], np.int64)
+        shape = self._constant(f"{weight.name}_rows_shape", ir.Tensor(joined))
+        rows = ir.node("Reshape", [found, shape])
+        if width == weight.inner:
+            return [rows]
+        bounds = [("first", 0), ("end", weight.inner), ("axis", -1)]
+        window = [
+            self._constant(f"{weight.name}_{part}", ir.Tensor(np.array([number], np.int64)))
+            for part, number in bounds
+        ]
+        return [rows, ir.node("Slice", [rows.outputs[0], *window])]
 
     def look_up_rows(self, nodes: list[ir.Node], weight: Weight) -> None:
         """Replace lookups in an int8 table: rows of integers [..., K] times their scale."""

@@ -7,6 +7,7 @@ half of a byte. Without zero points the middle step, 8 or 128, stands for zero.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,20 +27,31 @@ __all__ = [
     "transposed",
 ]
 
-_LENGTHS = (64, 32, 16)
+_LENGTHS = (64, 32, 16)  # longer ones are faster, and round activations more coarsely
 _SHORTEST = _LENGTHS[-1]
+_WORTH_IT = 32  # scales of shorter blocks are more bytes than what filling up adds
 
 
 def block_length(weight: Weight) -> int | None:
-    """The longest block that the kernels take: a power of two, 16 at least, within one group.
+    """How many inputs of a channel are a block: a power of two, 16 at least, within one group.
+
+    Where groups do not divide the inputs, shorter blocks with the scale of their group may: 576
+    inputs in groups of 128 are nine blocks of 64, and no byte is filled up.
 
     Returns:
         Input channels per block; None if groups cannot be cut into such blocks.
     """
-    if weight.group:
-        length = weight.group & -weight.group
-        return length if length >= _SHORTEST else None
-    return next((n for n in _LENGTHS if weight.inner % n == 0), _SHORTEST)
+    if not weight.group:
+        return next((n for n in _LENGTHS if weight.inner % n == 0), _SHORTEST)
+    longest, even = (_power_of_two(n) for n in (weight.group, math.gcd(weight.group, weight.inner)))
+    if longest < _SHORTEST:
+        return None
+    return even if even >= _WORTH_IT else longest
+
+
+def _power_of_two(number: int) -> int:
+    """The largest power of two that divides `number`."""
+    return number & -number
 
 
 def block_count(weight: Weight, length: int) -> int:

@@ -138,6 +138,31 @@ def test_a_table_by_groups_that_is_not_tied_is_looked_up_in_its_blocks(bits, rng
     np.testing.assert_allclose(run(low, ids)["y"], exact(model, ids)["y"], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero points"])
+@pytest.mark.parametrize("group", [0, 32, 128], ids=["channel", "32", "128"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_tied_table_that_blocks_do_not_divide_is_one_tensor_too(bits, group, symmetric, rng, run):
+    weight = stored(rng, (40, 150), Grid(bits, group, symmetric), by_rows=True)
+    model = build(TIED.format(k=150), TIED_LINES, weight)
+    low = lowered(model, 2)
+    kernels = ["GatherBlockQuantized", "MatMulNBits", "Reshape", "Slice", "Unsqueeze"]
+    assert sorted(ops(low)) == kernels
+    ids = {"ids": rng.integers(0, 40, (2, 3))}
+    want, got = exact(model, ids), run(low, ids)
+    np.testing.assert_allclose(got["found"], want["found"], rtol=1e-6, atol=1e-6)
+    assert relative(got["y"], want["y"]) < ROUNDING
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_shorter_blocks_that_divide_the_inputs_are_rather_taken_than_filled_up(bits, rng, run):
+    weight = stored(rng, (24, 192), Grid(bits, 128, symmetric=False))
+    model = build(PRODUCT.format(k=192, c=24), "y = MatMul(x, w)", weight)
+    low = lowered(model, 1)
+    assert list(low.graph[0].inputs[1].shape) == [24, 3, 64 * bits // 8]
+    x = {"x": normal(rng, 7, 192)}
+    assert relative(run(low, x)["y"], exact(model, x)["y"]) < ROUNDING
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_float16_activations_and_scales_are_taken_as_they_are(bits, rng, run):
     weight = stored(rng, (40, 128), Grid(bits, 32, symmetric=False), by_rows=True, kind=np.float16)
