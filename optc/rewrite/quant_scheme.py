@@ -64,7 +64,7 @@ def _int8(target: str, options: Grid, table: int) -> Scheme:
 
 
 def _dynamic(target: str, options: Grid, table: int) -> Scheme:
-    return Scheme("int8-dynamic", Grid(8), _eight(target), Grid(8), "token")
+    return Scheme("int8-dynamic", Grid(8), _eight(target), Grid(8), "token", max_drift=0.0125)
 
 
 def _fp8(target: str, options: Grid, table: int) -> Scheme:
