@@ -28,7 +28,7 @@ from peer_environments import ROOT, run
 from quant_contenders import CONTENDERS, PEERS, Contender
 from quant_metrics import FOLDER, TEXTS, Score
 from quant_table import TITLE, Row, section, table
-from quant_watch import Watched, watch
+from quant_watch import watch
 
 _LAST_WORDS = 160
 
@@ -48,17 +48,19 @@ def prepare_peers(folder: Path) -> None:
         run([sys.executable, script, "prepare", model, "-", str(prepared)])
 
 
-def row_of(contender: Contender, folder: Path, *, fresh: bool, keep: bool) -> Row:
+def row_of(
+    contender: Contender, folder: Path, sequences: int, *, fresh: bool = False, keep: bool = False
+) -> Row:
     """Its row: the one that was kept, if it was made of the same, or a new one."""
     print(f"{contender.name}:", file=sys.stderr, end=" ", flush=True)
     kept = folder / "rows" / f"{contender.slug}.json"
-    key = key_of(contender, folder)
+    key = key_of(contender, folder, sequences)
     if not fresh and kept.is_file():
         document = json.loads(kept.read_text(encoding="utf-8"))
         if document.pop("key") == key:
             print("kept", file=sys.stderr)
             return Row.from_json(document)
-    row = _new_row(contender, folder, keep=keep)
+    row = _new_row(contender, folder, sequences, keep=keep)
     kept.parent.mkdir(exist_ok=True)
     document = {**dataclasses.asdict(row), "key": key}
     kept.write_text(json.dumps(document, indent=1), encoding="utf-8")
@@ -67,11 +69,11 @@ def row_of(contender: Contender, folder: Path, *, fresh: bool, keep: bool) -> Ro
     return row
 
 
-def key_of(contender: Contender, folder: Path) -> str:
+def key_of(contender: Contender, folder: Path, sequences: int) -> str:
     """What its row depends on: versions, options, texts, and our own code if it is ours."""
     digest = hashlib.sha256()
     recipe = [word.replace(str(ROOT), "") for word in contender.recipe]
-    digest.update(json.dumps([recipe, _version(contender)]).encode())
+    digest.update(json.dumps([recipe, _version(contender), sequences]).encode())
     for text in TEXTS:
         digest.update((folder / "texts" / f"{text}.npy").read_bytes())
     digest.update((folder / "texts" / "calibration.npz").read_bytes())
@@ -86,7 +88,7 @@ def _version(contender: Contender) -> str:
     return "" if contender.ours else contender.version()
 
 
-def _new_row(contender: Contender, folder: Path, *, keep: bool) -> Row:
+def _new_row(contender: Contender, folder: Path, sequences: int, *, keep: bool) -> Row:
     out = folder / "made" / contender.slug / contender.made
     log = folder / "logs" / f"{contender.slug}.log"
     log.parent.mkdir(exist_ok=True)
@@ -96,7 +98,9 @@ def _new_row(contender: Contender, folder: Path, *, keep: bool) -> Row:
     try:
         taken = watch(contender.command(folder, out), log, environment())
         row = dataclasses.replace(row, seconds=taken.seconds, cpu=taken.cpu, rss=taken.rss)
-        row = _measured(row, taken, folder, out, log)
+        if taken.code or not out.exists():
+            raise RuntimeError(log.read_text(encoding="utf-8", errors="replace"))
+        row = _measured(row, folder, out, sequences)
     except (RuntimeError, OSError) as error:
         row = dataclasses.replace(row, reason=last_words(str(error)))
     if not keep:
@@ -104,15 +108,14 @@ def _new_row(contender: Contender, folder: Path, *, keep: bool) -> Row:
     return row
 
 
-def _measured(row: Row, taken: Watched, folder: Path, out: Path, log: Path) -> Row:
-    """The row with its scores, or with the reason why there are none.
+def _measured(row: Row, folder: Path, out: Path, sequences: int) -> Row:
+    """The row with its scores.
 
     Measured in a process of its own: a runtime that crashes on a bad file is a reason like others.
     """
-    if taken.code or not out.exists():
-        return dataclasses.replace(row, reason=last_words(log.read_text(errors="replace")))
     script = str(Path(__file__).with_name("quant_metrics.py"))
     command = [sys.executable, script, str(out), "--folder", str(folder), "--json"]
+    command += ["--sequences", str(sequences)]
     document = json.loads(run(command, environment()).strip().splitlines()[-1])
     scores = {text: Score(**document[text]) for text in TEXTS}
     return dataclasses.replace(row, size=document["bytes"], scores=scores)
@@ -154,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="*", help="patterns of names, by semicolons")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the model is kept")
+    parser.add_argument("--sequences", type=int, default=16, help="of each text; 0: all")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     parser.add_argument("--write", action="store_true", help="put the tables into the docs")
     parser.add_argument("--fresh", action="store_true", help="measure what was measured before")
@@ -163,7 +167,8 @@ def main() -> None:
     if not found:
         parser.error(f"no contender is called {options.only}")
     prepare(options.folder)
-    rows = [row_of(c, options.folder, fresh=options.fresh, keep=options.keep) for c in found]
+    how = {"fresh": options.fresh, "keep": options.keep}
+    rows = [row_of(c, options.folder, options.sequences, **how) for c in found]
     if options.json is not None:
         document = [dataclasses.asdict(row) for row in rows]
         options.json.write_text(json.dumps(document, indent=1), encoding="utf-8")

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PROCESSES = Path("/proc")
+LIMIT = 3600.0
+"""Most seconds of one build."""
+
 _EVERY = 0.05
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -31,8 +34,14 @@ class Watched:
     rss: int
 
 
-def watch(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Watched:
-    """Run `command`; what it says goes into `log`."""
+def watch(
+    command: Sequence[str], log: Path, environment: Mapping[str, str], limit: float = LIMIT
+) -> Watched:
+    """Run `command`; what it says goes into `log`.
+
+    Raises:
+        RuntimeError: It took longer than `limit` seconds, and was ended.
+    """
     before, started, peak = _children_cpu(), time.perf_counter(), 0
     with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(
@@ -41,6 +50,10 @@ def watch(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> 
         )  # fmt: skip
         while process.poll() is None:
             peak = max(peak, tree_rss(process.pid))
+            if time.perf_counter() - started > limit:
+                process.kill()
+                process.wait()
+                raise RuntimeError(f"it took longer than {limit:.0f} s")
             time.sleep(_EVERY)
     seconds = time.perf_counter() - started
     return Watched(process.returncode, seconds, _children_cpu() - before, peak)

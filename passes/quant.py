@@ -31,6 +31,7 @@ from optc.rewrite.calibration import cut_to_cache
 from optc.rewrite.encode_once import encoder_in_line
 from optc.rewrite.quant_apply import apply_plan
 from optc.rewrite.quant_decide import Wishes, decide
+from optc.rewrite.quant_footprint import saved_bytes
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_range import METHODS
 from optc.rewrite.quant_scheme import SCHEMES, Scheme
@@ -170,6 +171,10 @@ class Quant(Pass):
     def _scheme(self, target: str) -> Scheme:
         asked = Grid(4, self.group or 0, self.symmetric or self.scheme == "w8")
         return SCHEMES[self.scheme](target, asked, self.vocabulary)
+
+    def footprint(self, model: ir.Model, weights: int) -> int:
+        """Every site narrow, as it is where nothing is measured."""
+        return weights - saved_bytes(model, self._scheme("ort"))
 
     def ensures(self, model: ir.Model, result: PassResult) -> None:
         """Every reported site reads a quantised matrix now."""

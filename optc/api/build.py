@@ -22,7 +22,7 @@ from optc.bundle.sign import check_private_key, sign_bundle
 from optc.bundle.write import check_writable, write_bundle
 from optc.core.context import Context, Log, Progress, no_progress, silent
 from optc.core.errors import NotYetError, UnsupportedError, UsageError
-from optc.core.hooks import Hook, TimeHook
+from optc.core.hooks import TimeHook
 from optc.core.pipeline import Pipeline
 from optc.ir.dump import DumpHook
 from optc.ir.load import load_canonical
@@ -100,24 +100,16 @@ def build(
         graph = load_canonical(source)
     check_not_built(graph, source)
     limits = fitted(limits, graph)
-    needs = make_forecast(
-        graph,
-        pipeline.passes,
-        bundle,
-        None if dump_dir is None else Path(dump_dir),
-        is_measured=wanted.is_measured,
-        calibrates=calibration is not None,
-    )
+    dumps = None if dump_dir is None else Path(dump_dir)
+    needs = make_forecast(graph, pipeline.passes, bundle, dumps, runs=wanted.runs)
     check_forecast(needs, force=force, log=log)
     data = wanted.find(graph, source, seed=seed, log=log, progress=progress)
     context = Context(OrtEvaluator(), data.calibration, goal.name, seed, progress)
 
     log(f"passes, in the order they run: {pipeline}")
     measure = wanted.hook(data.reference, limits, force=force, progress=progress)
-    hooks: list[Hook] = [TimeHook(), VerifyHook(), LogHook(log), measure]
-    if dump_dir is not None:
-        hooks.insert(1, DumpHook(Path(dump_dir)))
-    pipeline.run(graph, context, hooks)
+    dump = [] if dumps is None else [DumpHook(dumps)]
+    pipeline.run(graph, context, [TimeHook(), *dump, VerifyHook(), LogHook(log), measure])
 
     with stage(progress, "lowering"):
         lowered = _lower(goal, graph)

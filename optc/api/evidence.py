@@ -58,6 +58,11 @@ class Wanted:
         """Whether graphs are run before and after every pass."""
         return self.evidence == "full"
 
+    @property
+    def runs(self) -> bool:
+        """Whether graphs are run at all, be it to calibrate."""
+        return self.is_measured or self.calibration is not None
+
     def find(
         self, graph: ir.Model, model: Path, *, seed: int, log: Log, progress: Progress
     ) -> Data:

@@ -72,8 +72,7 @@ def make_forecast(
     bundle: Path,
     dump_dir: Path | None = None,
     *,
-    is_measured: bool,
-    calibrates: bool,
+    runs: bool,
 ) -> Forecast:
     """Tell what a build will need.
 
@@ -82,13 +81,11 @@ def make_forecast(
         passes: In the order they will run.
         bundle: The bundle's folder.
         dump_dir: Folder for the graph after each pass.
-        is_measured: Whether graphs are run before and after every pass.
-        calibrates: Whether passes have data to run graphs on.
+        runs: Whether graphs are run, for evidence or to calibrate.
     """
     sizes = [weight_bytes(model)]
     for p in passes:
         sizes.append(p.footprint(model, sizes[-1]))
-    runs = is_measured or calibrates
     frugal = _STREAMING + 2 * _held(model)
     memory = frugal + round(_running(model, sizes[0])) if runs else frugal
     disk = {bundle.absolute().parent: max(sizes[-1], 0) + _BESIDE}

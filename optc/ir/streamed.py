@@ -7,6 +7,7 @@ grow with the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
@@ -40,11 +41,22 @@ class StreamedTensor(ir.LazyTensor):
         dtype: Element type.
         shape: Two axes or more; parts are taken along the first two.
         row_bytes: Bytes of memory that computing one row takes; those of the row by default.
+        together: Rows that are computed together anyway, and not to be parted.
     """
 
-    def __init__(self, part: Part, dtype: ir.DataType, shape: Sequence[int], *, row_bytes: int = 0):
+    def __init__(
+        self,
+        part: Part,
+        dtype: ir.DataType,
+        shape: Sequence[int],
+        *,
+        row_bytes: int = 0,
+        together: int = 1,
+    ):
         super().__init__(self._whole, dtype, ir.Shape(list(shape)))
         self.part = part
+        # an even number of rows, so that 4-bit elements of two rows never share a byte
+        self._together = math.lcm(2, together)
         self._row_bytes = row_bytes or 4 * int(np.prod(shape[1:]))
 
     def _whole(self) -> ir.Tensor[Any]:
@@ -52,11 +64,8 @@ class StreamedTensor(ir.LazyTensor):
 
     def tofile(self, file: BinaryIO) -> None:
         """Write the raw bytes, a block of rows at a time."""
-        length = sizes(self)[0]
-        # an even number of rows, so that 4-bit elements of two rows never share a byte
-        step = max(2, _BLOCK_BYTES // max(1, self._row_bytes) // 2 * 2)
-        for start in range(0, length, step):
-            block = self.part(slice(start, min(length, start + step)), EVERY)
+        for rows in blocks_of(sizes(self)[0], self._row_bytes, self._together):
+            block = self.part(rows, EVERY)
             file.write(ir.Tensor(np.ascontiguousarray(block), dtype=self.dtype).tobytes())
 
 

@@ -33,13 +33,14 @@ class Inputs:
         feedback: M of gram = (I+M) D (I+M)', D diagonal, M zero on and below the diagonal, rows
             and columns in `order`, float32 [K,K]: what the error in one channel does to those
             after it.
-        shift: T - W as a product with W, float32 [K,K]: T = W + W @ shift; None for nothing.
+        pull: Y'X - Y'Y over the same mean power, float32 [K,K]: gram (T-W)' = pull W'. None for
+            nothing.
     """
 
     gram: Array
     order: Array
     feedback: Array
-    shift: Array | None = None
+    pull: Array | None = None
 
     @classmethod
     def of(cls, gram: Array, cross: Array | None = None, *, damping: float = DAMPING) -> Inputs:
@@ -58,11 +59,10 @@ class Inputs:
         plain = (plain + plain.T) / 2
         order = np.argsort(-plain.diagonal(), kind="stable")
         feedback, damped = _factored(plain, order, damping)
-        shift = None
+        pull = None
         if cross is not None:
-            shift = np.linalg.solve(damped, np.asarray(cross, np.float64) / mean - plain).T
-            shift = np.ascontiguousarray(shift, np.float32)
-        return cls(damped.astype(np.float32), order, feedback, shift)
+            pull = (np.asarray(cross, np.float64) / mean - plain).astype(np.float32)
+        return cls(damped.astype(np.float32), order, feedback, pull)
 
     @classmethod
     def _of_nothing(cls, width: int) -> Inputs:
@@ -73,9 +73,11 @@ class Inputs:
 
     def target(self, rows: Array) -> Array:
         """What weights [C,K] should be rounded towards, float32 [C,K]."""
-        if self.shift is None:
+        if self.pull is None:
             return rows
-        target: Array = rows + rows @ self.shift
+        gram = self.gram.astype(np.float64)
+        shift = np.linalg.solve(gram, (self.pull @ rows.T).astype(np.float64)).T
+        target: Array = rows + shift.astype(np.float32)
         return target
 
     def error(self, moved: Array) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,12 +22,13 @@ from optc.core.scratch import Scratch
 from optc.ir.streamed import EVERY
 from optc.rewrite.quant_apply import write_plan
 from optc.rewrite.quant_awq import equalise
+from optc.rewrite.quant_damping import Moments, learnt
 from optc.rewrite.quant_gram import Inputs
 from optc.rewrite.quant_nodes import NodeWriter
 from optc.rewrite.quant_plan import Plan
 from optc.rewrite.quant_sites import find_sites
 from optc.rewrite.quant_solve import nearest, solve
-from optc.rewrite.quant_stream import Constant, Solution
+from optc.rewrite.quant_stream import Solution
 from optc.rewrite.quant_units import Unit, Widths, constant_of, reads_alone
 from optc.rewrite.quant_walk import Walk
 
@@ -90,74 +92,98 @@ def _is_solved(unit: Unit, widths: Widths) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Moments:
-    """What was seen of one activation: x in the float graph, y in the quantised one.
+class _Seen:
+    """What was seen of one activation: in the quantised graph, and beside it in the float one.
 
     Attributes:
-        gram: y'y, [K,K].
-        cross: y'x, [K,K].
-        magnitudes: Mean of |y|, [K].
+        halves: Second moments on each half of the samples.
+        magnitudes: Mean magnitude of each channel in the quantised graph, [K].
     """
 
-    gram: Array
-    cross: Array
+    halves: tuple[Moments, Moments]
     magnitudes: Array
 
-    def divided(self, factors: Array) -> _Moments:
+    def divided(self, factors: Array) -> _Seen:
         """The same of channels divided by `factors` [K]."""
         outer = np.outer(factors, factors)
-        return _Moments(self.gram / outer, self.cross / outer, self.magnitudes / factors)
+        first, second = (
+            Moments(m.gram / outer, None if m.cross is None else m.cross / outer)
+            for m in self.halves
+        )
+        return _Seen((first, second), self.magnitudes / factors)
 
 
-def _equalised(unit: Unit, widths: Widths, seen: _Moments) -> Array:
+def _equalised(unit: Unit, widths: Widths, seen: _Seen) -> Array:
     """AWQ's factors, for all weights of a unit together."""
-    constants = [constant_of(site) for site in unit.sites]
-    rows = np.concatenate([constant.read(EVERY, EVERY) for constant in constants])
-    grid = widths.grid(unit.sites[0], is_wide=False)
+    grid, whole = widths.grid(unit.sites[0], is_wide=False), seen.halves[0] + seen.halves[1]
     if grid is None:
-        return np.ones(len(seen.gram), np.float32)
-    return equalise(rows, seen.magnitudes, Inputs.of(seen.gram), grid, constants[0].kind)
+        return np.ones(len(whole.gram), np.float32)
+    inputs = Inputs.of(whole.gram)
+    return equalise(_rows(unit, None), seen.magnitudes, inputs, grid, _kind(unit))
 
 
 def _solved(
     unit: Unit,
     widths: Widths,
-    seen: _Moments,
+    seen: _Seen,
     factors: Array | None,
     method: str,
     scratch: Scratch,
 ) -> dict[str, Solution]:
-    inputs = Inputs.of(seen.gram, cross=seen.cross)
+    grid, kind = widths.grid(unit.sites[0], is_wide=False), _kind(unit)
+    if grid is None:
+        return {}
+    rows = _rows(unit, factors)
+    if method == "awq":
+        power = (seen.halves[0].gram + seen.halves[1].gram).diagonal()
+        chosen = nearest(rows, grid, kind, power=power)
+    else:
+        chosen = solve(rows, learnt(seen.halves, rows, grid, kind), grid, kind)
+    byte = np.int8 if grid.symmetric else np.uint8
     found: dict[str, Solution] = {}
+    start = 0
     for site in unit.sites:
-        grid, tensor = widths.grid(site, is_wide=False), site.weight.const_value
-        if grid is None or tensor is None:
-            continue
-        constant = Constant(tensor, site.axis, factors)
-        rows, kind = constant.read(EVERY, EVERY), constant.kind
-        if method == "awq":
-            chosen = nearest(rows, grid, kind, power=seen.gram.diagonal())
-        else:
-            chosen = solve(rows, inputs, grid, kind)
-        byte = np.int8 if grid.symmetric else np.uint8
-        steps = scratch.keep(chosen.steps.astype(byte))
-        found[str(site.weight.name)] = Solution(steps, chosen.scales, chosen.zeros, grid)
+        part = slice(start, start + constant_of(site).outer)
+        steps = scratch.keep(chosen.steps[part].astype(byte))
+        found[str(site.weight.name)] = Solution(
+            steps, chosen.scales[part], chosen.zeros[part], grid
+        )
+        start = part.stop
     return found
 
 
-def _observed(exact: Iterator[Array], moved: Iterator[Array], name: str) -> _Moments:
-    """Both activations [..., K], sample by sample."""
-    total: list[Array] = []
-    tokens = 0
-    for index, (want, got) in enumerate(zip(exact, moved, strict=True)):
+def _rows(unit: Unit, factors: Array | None) -> Array:
+    """The weights of all sites, one below the other, with their input channels multiplied."""
+    rows = np.concatenate([constant_of(site).read(EVERY, EVERY) for site in unit.sites])
+    return rows if factors is None else rows * factors
+
+
+def _kind(unit: Unit) -> np.dtype[Any]:
+    return constant_of(unit.sites[0]).kind
+
+
+def _observed(exact: Iterator[Array], moved: Iterator[Array], name: str) -> _Seen:
+    """Both activations [..., K], sample by sample; samples go to the two halves in turn."""
+    halves: list[Moments | None] = [None, None]
+    last: tuple[Array, Array] | None = None
+    magnitudes: Array = np.zeros(0)
+    tokens = count = 0
+    for count, (want, got) in enumerate(zip(exact, moved, strict=True), 1):
         x, y = (a.reshape(-1, a.shape[-1]).astype(np.float32, copy=False) for a in (want, got))
         if not (np.isfinite(x).all() and np.isfinite(y).all()):
             raise SampleError(
-                f"calibration sample {index} gives NaN or infinity at '{name}'",
+                f"calibration sample {count - 1} gives NaN or infinity at '{name}'",
                 remedy="give other calibration data, or look for what the model does on it",
             )
-        sums = [y.T @ y, y.T @ x, np.abs(y).sum(axis=0)]
-        total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
-        tokens += len(y)
-    gram, cross, magnitudes = total
-    return _Moments(gram, cross, magnitudes / max(tokens, 1))
+        new, before = Moments.of(y, x), halves[count % 2]
+        halves[count % 2] = new if before is None else before + new
+        sums = np.abs(y).sum(axis=0)
+        magnitudes = magnitudes + sums if tokens else sums
+        tokens, last = tokens + len(y), (y, x)
+    if last is None:
+        raise SampleError("there are no calibration samples")
+    if count == 1:  # the only sample's rows, in two halves
+        y, x = last
+        halves = [Moments.of(y[part::2], x[part::2]) for part in (0, 1)]
+    first, second = (half for half in halves if half is not None)
+    return _Seen((first, second), magnitudes / tokens)

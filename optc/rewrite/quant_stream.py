@@ -75,12 +75,16 @@ class Constant:
         return np.dtype(self.tensor.dtype.numpy())
 
     def read(self, outer: slice, inner: slice) -> Array:
-        """Channels `outer`, inputs `inner`, as float32 [c,k] with the factors in."""
+        """Channels `outer`, inputs `inner`, as float32 [c,k] with the factors in.
+
+        In memory they lie as they do in the tensor: turning numbers of 4 bytes around is slower
+        than all that is done to them here.
+        """
         if self.axis == 0:
             part = read_part(self.tensor, outer, inner)
         else:
             part = read_part(self.tensor, inner, outer).T
-        rows = np.array(part, np.float32, order="C")
+        rows = part.astype(np.float32, order="K")
         if self.factors is not None:
             rows *= self.factors[inner]
         return rows
@@ -99,8 +103,10 @@ class Constant:
             solved: The steps; the nearest ones when None.
         """
         source = _Nearest(self, grid) if solved is None else _Given(self, grid, solved)
+        shape = sizes(self.tensor)
+        together = grid.group if grid.group and self.axis == 1 else 1
         steps = StreamedTensor(
-            source.steps, grid.dtype, sizes(self.tensor), row_bytes=16 * sizes(self.tensor)[1]
+            source.steps, grid.dtype, shape, row_bytes=16 * shape[1], together=together
         )
         scales = source.scale_tensor(of_zeros=False)
         return steps, scales, None if grid.symmetric else source.scale_tensor(of_zeros=True)
@@ -112,8 +118,8 @@ class _Source:
     def __init__(self, constant: Constant, grid: Grid):
         self.constant, self.grid = constant, grid
 
-    def block(self, outer: slice, inner: slice) -> tuple[Array, Array, Array]:
-        """Steps [c,k], scales [c,g] and zeros [c,g] of whole groups."""
+    def elements(self, outer: slice, inner: slice) -> Array:
+        """Steps [c,k] of whole groups, in the type that they are stored in."""
         raise NotImplementedError
 
     def channel_scales(self) -> tuple[Array, Array]:
@@ -127,9 +133,8 @@ class _Source:
         group = self.grid.group or 1
         wide = slice(inner.start // group * group, -(-inner.stop // group) * group)
         wide = slice(wide.start, min(wide.stop, self.constant.inner))
-        steps = self.block(_bounded(outer, self.constant.outer), wide)[0]
-        steps = steps[:, inner.start - wide.start : inner.stop - wide.start]
-        found = steps.astype(self.grid.dtype.numpy())
+        found = self.elements(_bounded(outer, self.constant.outer), wide)
+        found = found[:, inner.start - wide.start : inner.stop - wide.start]
         return found if self.constant.axis == 0 else found.T
 
     def scale_tensor(self, *, of_zeros: bool) -> ir.TensorProtocol:
@@ -148,7 +153,8 @@ class _Source:
             groups = _bounded(groups, grid.groups(constant.inner))
             stop = min(groups.stop * grid.group, constant.inner)
             inner = slice(groups.start * grid.group, stop)
-            found = self.scales_of(_bounded(outer, constant.outer), inner)[of_zeros]
+            outer = _bounded(outer, constant.outer)
+            found = self.scales_of(outer, inner, of_zeros=of_zeros)
             found = found.astype(dtype.numpy())
             return found if constant.axis == 0 else found.T
 
@@ -159,26 +165,89 @@ class _Source:
             row_bytes = 8 * constant.inner
         return StreamedTensor(part, dtype, shape, row_bytes=row_bytes)
 
-    def scales_of(self, outer: slice, inner: slice) -> tuple[Array, Array]:
-        """Scales and zeros [c,g] of whole groups."""
+    def scales_of(self, outer: slice, inner: slice, *, of_zeros: bool) -> Array:
+        """Scales, or zeros, [c,g] of whole groups."""
         raise NotImplementedError
+
+
+@dataclasses.dataclass
+class _Noted:
+    """Scales and zeros that came up when steps were computed, until they are asked for.
+
+    A model is written tensor by tensor: steps, then their scales, then their zeros. Kept until
+    then they save two more passes over the weight; kept for longer, of all weights, they would be
+    a tenth of it.
+
+    Attributes:
+        values: Scales [C,G], and zeros as bytes [C,G].
+        is_known: Which are there, [C,G].
+        waited_for: How many of each have not been asked for yet.
+    """
+
+    values: tuple[Array, Array]
+    is_known: Array
+    waited_for: list[int]
+
+    @classmethod
+    def nothing(cls, shape: tuple[int, int], kind: np.dtype[Any], grid: Grid) -> _Noted:
+        """Nothing is known yet."""
+        count = shape[0] * shape[1]
+        values = np.empty(shape, kind), np.empty(shape, np.uint8)
+        return cls(values, np.zeros(shape, bool), [count, 0 if grid.symmetric else count])
+
+    def note(self, outer: slice, groups: slice, scales: Array, zeros: Array) -> None:
+        """Keep those of one block."""
+        for kept, given in zip(self.values, (scales, zeros), strict=True):
+            kept[outer, groups] = given
+        self.is_known[outer, groups] = True
+
+    def find(self, outer: slice, groups: slice, *, of_zeros: bool) -> Array | None:
+        """Those asked for; None if not all are known."""
+        if not self.is_known[outer, groups].all():
+            return None
+        found = self.values[of_zeros][outer, groups]
+        self.waited_for[of_zeros] -= found.size
+        return found
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all was asked for."""
+        return max(self.waited_for) <= 0
 
 
 class _Nearest(_Source):
     """Rounds to the nearest step."""
 
     _scales: tuple[Array, Array] | None = None
+    _noted: _Noted | None = None
 
-    def block(self, outer: slice, inner: slice) -> tuple[Array, Array, Array]:
+    def elements(self, outer: slice, inner: slice) -> Array:
         rows = self.constant.read(outer, inner)
-        if self.grid.group:
-            scales, zeros = self.grid.scales(rows, self.constant.kind)
-        else:
+        if not self.grid.group:
             scales, zeros = (part[outer] for part in self.channel_scales())
-        return self.grid.steps(rows, scales, zeros), scales, zeros
+            return self.grid.elements(rows, scales, zeros)
+        scales, zeros = self.grid.scales(rows, self.constant.kind)
+        if self._noted is None:
+            shape = self.constant.outer, self.grid.groups(self.constant.inner)
+            self._noted = _Noted.nothing(shape, self.constant.kind, self.grid)
+        self._noted.note(outer, self._groups(inner), scales, zeros)
+        return self.grid.elements(rows, scales, zeros)
 
-    def scales_of(self, outer: slice, inner: slice) -> tuple[Array, Array]:
-        return self.grid.scales(self.constant.read(outer, inner), self.constant.kind)
+    def scales_of(self, outer: slice, inner: slice, *, of_zeros: bool) -> Array:
+        groups = self._groups(inner)
+        noted = None if self._noted is None else self._noted.find(outer, groups, of_zeros=of_zeros)
+        if self._noted is not None and self._noted.is_done:
+            self._noted = None
+        if noted is not None:
+            return noted
+        found = []
+        for part in blocks_of(outer.stop - outer.start, 4 * (inner.stop - inner.start)):
+            rows = slice(outer.start + part.start, outer.start + part.stop)
+            found.append(self.grid.scales(self.constant.read(rows, inner), self.constant.kind))
+        return np.concatenate([both[of_zeros] for both in found])
+
+    def _groups(self, inner: slice) -> slice:
+        return slice(inner.start // self.grid.group, -(-inner.stop // self.grid.group))
 
     def channel_scales(self) -> tuple[Array, Array]:
         if self._scales is None:
@@ -199,13 +268,13 @@ class _Given(_Source):
         super().__init__(constant, grid)
         self._solved = solved
 
-    def block(self, outer: slice, inner: slice) -> tuple[Array, Array, Array]:
-        return self._solved.steps.read(outer, inner), *self.scales_of(outer, inner)
+    def elements(self, outer: slice, inner: slice) -> Array:
+        return self._solved.steps.read(outer, inner).astype(self.grid.dtype.numpy())
 
-    def scales_of(self, outer: slice, inner: slice) -> tuple[Array, Array]:
+    def scales_of(self, outer: slice, inner: slice, *, of_zeros: bool) -> Array:
         group = self.grid.group or self.constant.inner
         groups = slice(inner.start // group, -(-inner.stop // group))
-        return self._solved.scales[outer, groups], self._solved.zeros[outer, groups]
+        return (self._solved.zeros if of_zeros else self._solved.scales)[outer, groups]
 
     def channel_scales(self) -> tuple[Array, Array]:
         return self._solved.scales, self._solved.zeros

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from optc.api import forecast
+from optc.api.evidence import Wanted
 from optc.api.forecast import Machine, check_forecast, make_forecast
 from optc.core.base import Pass, PassResult
 from optc.core.context import Context, silent
@@ -71,8 +72,7 @@ def needs(
     passes: tuple[Pass, ...] = (),
     *,
     dtype: ir.DataType = ir.DataType.FLOAT,
-    is_measured: bool = True,
-    calibrates: bool = False,
+    runs: bool = True,
     dump: str | None = None,
 ) -> forecast.Forecast:
     return make_forecast(
@@ -80,19 +80,22 @@ def needs(
         passes,
         Path("/out/model.optc"),
         None if dump is None else Path(dump),
-        is_measured=is_measured,
-        calibrates=calibrates,
+        runs=runs,
     )
 
 
 def test_without_evidence_memory_does_not_grow_with_the_weights() -> None:
-    small, large = (needs(size, is_measured=False).memory for size in (GB, 100 * GB))
+    small, large = (needs(size, runs=False).memory for size in (GB, 100 * GB))
     assert small == large < 1.5 * 2**30
 
 
-def test_with_evidence_or_calibration_it_does() -> None:
+def test_with_evidence_it_does() -> None:
     assert needs(10 * GB).memory > 20 * GB
-    assert needs(10 * GB, is_measured=False, calibrates=True).memory > 20 * GB
+
+
+def test_calibrating_runs_the_graph_too() -> None:
+    assert not Wanted("none").runs
+    assert Wanted("none", calibration="some.npz").runs
 
 
 def test_half_precision_is_widened_where_it_runs() -> None:
@@ -102,20 +105,20 @@ def test_half_precision_is_widened_where_it_runs() -> None:
 def test_weights_in_memory_count_as_such() -> None:
     held = model(GB)
     held.graph.initializers["w"].const_value = ir.Tensor(np.zeros((1000, 1000), np.float32))
-    frugal = make_forecast(held, (), Path("/o/m.optc"), is_measured=False, calibrates=False)
-    assert frugal.memory - needs(GB, is_measured=False).memory == 2 * 4_000_000
+    frugal = make_forecast(held, (), Path("/o/m.optc"), runs=False)
+    assert frugal.memory - needs(GB, runs=False).memory == 2 * 4_000_000
 
 
 def test_the_bundle_is_as_large_as_the_last_pass_leaves_it() -> None:
     folder = Path("/out")
-    small, large = (needs(8 * GB, p, is_measured=False).disk[folder] for p in ((Quarter(),), ()))
+    small, large = (needs(8 * GB, p, runs=False).disk[folder] for p in ((Quarter(),), ()))
     assert large - small == 6 * GB
 
 
 def test_graphs_are_written_where_temporary_files_go_only_if_they_are_run() -> None:
     folder = Path(tempfile.gettempdir())
     assert needs(8 * GB, (Quarter(),)).disk[folder] == 8 * GB
-    assert folder not in needs(8 * GB, (Quarter(),), is_measured=False).disk
+    assert folder not in needs(8 * GB, (Quarter(),), runs=False).disk
 
 
 def test_graphs_that_are_kept_add_up() -> None:
@@ -132,8 +135,8 @@ def test_too_little_memory_names_both_numbers_and_a_way_out() -> None:
     said += r"graph and takes about 0\.805 GB, or --force"
     with pytest.raises(NotEnoughMemoryError, match=said):
         check_forecast(needs(8 * GB), log=silent, machine=Fake(6 * GB))
+    frugal = needs(8 * GB, runs=False)
     with pytest.raises(NotEnoughMemoryError, match="end other programs, or give --force"):
-        frugal = needs(8 * GB, is_measured=False)
         check_forecast(frugal, log=silent, machine=Fake(GB // 2))
 
 
@@ -148,9 +151,11 @@ def test_too_little_disk_for_temporary_files_names_the_folder_and_tmpdir() -> No
 
 
 def test_folders_on_one_disk_share_its_room() -> None:
-    together = needs(8 * GB, is_measured=False, dump="/out/keep")
+    together = needs(8 * GB, runs=False, dump="/out/keep")
     check_forecast(together, log=silent, machine=Fake(100 * GB, out=17 * GB))
-    with pytest.raises(NotEnoughDiskError, match="^/out and /out/keep: .* 16.1 GB, 16 GB are free"):
+    with pytest.raises(
+        NotEnoughDiskError, match=r"^/out and /out/keep: .* 16\.1 GB, 16 GB are free"
+    ):
         check_forecast(together, log=silent, machine=Fake(100 * GB, out=16 * GB))
 
 

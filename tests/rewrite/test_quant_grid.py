@@ -82,3 +82,31 @@ def test_e4m3_keeps_small_weights_better_than_integers():
 )
 def test_bytes_count_steps_scales_and_zero_points(grid, expected):
     assert grid.bytes(100, 64) == expected
+
+
+@pytest.mark.parametrize("grid", [*GRIDS, Grid(8, is_float=True)], ids=str)
+def test_weights_that_lie_the_other_way_round_get_the_same_steps(grid):
+    rows = _rows(shape=(6, 192))
+    turned = np.asfortranarray(rows)
+    found = grid.scales(rows)
+    for one, other in zip(found, grid.scales(turned), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(grid.steps(rows, *found), grid.steps(turned, *found))
+
+
+@pytest.mark.parametrize("grid", [*GRIDS, Grid(8, is_float=True)], ids=str)
+def test_stored_elements_are_the_steps(grid):
+    rows = _rows()
+    found = grid.scales(rows)
+    elements = grid.elements(rows, *found)
+    assert elements.dtype == grid.dtype.numpy()
+    np.testing.assert_array_equal(
+        elements.astype(np.float32), grid.steps(rows, *found).astype(np.float32)
+    )
+
+
+def test_extremes_are_found_among_numbers_of_either_sign_and_zeros():
+    rows = np.array([[-0.0, 0.0, -3.5, 1e-30, 7.25, -1e-30, -8.0, 2.0] * 2], np.float32)
+    scales, zeros = Grid(8, group=8, symmetric=False).scales(rows)
+    np.testing.assert_allclose(scales, 15.25 / 255, rtol=1e-6)
+    assert (zeros == round(8.0 / (15.25 / 255))).all()
