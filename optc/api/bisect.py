@@ -44,7 +44,7 @@ def bisect(
         UnsupportedError: A pass cannot run on this graph.
     """
     pipeline = Pipeline.parse(passes, pass_registry(), allow_noop=True)
-    limits = policy_for(policy, pipeline)
+    limits = policy_for(policy, pipeline.passes)
     source = Path(model)
     graph = load_canonical(source)
     limits = fitted(limits, graph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,11 @@ import onnx_ir as ir
 
 from optc.api.evidence import Wanted
 from optc.api.forecast import check_forecast, make_forecast
-from optc.api.log import LogHook, stage
+from optc.api.log import stage
 from optc.api.outputs import bundle_path, check_folder, folder_bytes
 from optc.api.pack import Packer
 from optc.api.policies import fitted, policy_for
+from optc.api.prefill import check_alike, read_prefill, run_passes
 from optc.api.registries import passes as pass_registry
 from optc.api.registries import targets as target_registry
 from optc.api.result import BuildResult
@@ -22,11 +24,8 @@ from optc.bundle.sign import check_private_key, sign_bundle
 from optc.bundle.write import check_writable, write_bundle
 from optc.core.context import Context, Log, Progress, no_progress, silent
 from optc.core.errors import NotYetError, UnsupportedError, UsageError
-from optc.core.hooks import TimeHook
 from optc.core.pipeline import Pipeline
-from optc.ir.dump import DumpHook
 from optc.ir.load import load_canonical
-from optc.ir.verify import VerifyHook
 from optc.targets.base import Target
 from optc.targets.evaluate import OrtEvaluator
 
@@ -37,6 +36,8 @@ def build(
     model: str | Path,
     passes: str,
     *,
+    prefill: str | None = None,
+    prefill_from: int | None = None,
     target: str = "ort",
     out: str | Path | None = None,
     reference: str | Path | None = None,
@@ -58,6 +59,10 @@ def build(
     Args:
         model: An ONNX file from any exporter.
         passes: Pipeline text such as `quant,flash,kv:max=4096`, in any order.
+        prefill: Passes such as `quant:scheme=int8-dynamic` that replace those of the same name for
+            a second engine of the bundle, which runs calls with many new tokens; needs `kv`.
+        prefill_from: New tokens of the longest row of a call from which on they are many; by
+            default 9.
         target: Runtime to build for.
         out: The bundle's folder; see `optc.api.outputs.bundle_path` for the default.
         reference: Inputs and the original's answers; `reference.npz` beside the model by default,
@@ -87,39 +92,38 @@ def build(
         UnsupportedError: The graph, the target or this machine cannot; nothing was written.
     """
     started = time.perf_counter()
-    if draft is not None:
-        raise NotYetError("speculation with a draft model is not there yet", where="--draft")
+    _check_planned(draft)
     source, bundle = Path(model), bundle_path(Path(model), out)
     wanted = Wanted(evidence, reference, calibration)
     pipeline = Pipeline.parse(passes, pass_registry(), allow_noop=allow_noop)
     goal = _target(target, sm)
-    limits = policy_for(policy, pipeline)
+    second = read_prefill(prefill, prefill_from, pipeline, goal)
+    chains = [pipeline.passes, *([second.pipeline.passes] if second else [])]
+    limits = policy_for(policy, itertools.chain(*chains))
     _check_outputs(bundle, dump_dir, sign_key)
 
     with stage(progress, "reading the model"):
         graph = load_canonical(source)
     check_not_built(graph, source)
     limits = fitted(limits, graph)
-    dumps = None if dump_dir is None else Path(dump_dir)
-    needs = make_forecast(graph, pipeline.passes, bundle, dumps, runs=wanted.runs)
+    dumps = Path(dump_dir) if dump_dir is not None else None
+    needs = make_forecast(graph, chains, bundle, dumps, runs=wanted.runs)
     check_forecast(needs, force=force, log=log)
     data = wanted.find(graph, source, seed=seed, log=log, progress=progress)
     context = Context(OrtEvaluator(), data.calibration, goal.name, seed, progress)
 
-    log(f"passes, in the order they run: {pipeline}")
     measure = wanted.hook(data.reference, limits, force=force, progress=progress)
-    dump = [] if dumps is None else [DumpHook(dumps)]
-    pipeline.run(graph, context, [TimeHook(), *dump, VerifyHook(), LogHook(log), measure])
+    other = run_passes(graph, pipeline, second, context, measure, dump_dir=dumps, log=log)
 
     with stage(progress, "lowering"):
-        lowered = _lower(goal, graph)
-    if (note := room_note(lowered, source.parent)) is not None:
-        log(f"note: {note}")
+        lowered = _lower(goal, graph, other)
+    _say_room(lowered[0], source.parent, log)
     packer = Packer(
         model=source,
         target=goal,
         pipeline=pipeline,
         given=passes,
+        prefill=second,
         reference=data.reference,
         policy=limits,
         force=force,
@@ -138,6 +142,7 @@ def build(
         target=goal.name,
         pipeline=passes,
         order=tuple(packer.order),
+        prefill=second.as_json() if second else None,
         source=packer.source,
         level=packer.level,
         rows=tuple(packer.rows),
@@ -146,6 +151,11 @@ def build(
         signed=sign_key is not None,
         seconds=time.perf_counter() - started,
     )
+
+
+def _check_planned(draft: str | Path | None) -> None:
+    if draft is not None:
+        raise NotYetError("speculation with a draft model is not there yet", where="--draft")
 
 
 def _target(name: str, sm: Sequence[int] | None) -> Target:
@@ -166,7 +176,22 @@ def _check_outputs(bundle: Path, dump_dir: str | Path | None, sign_key: str | Pa
         check_private_key(sign_key)
 
 
-def _lower(target: Target, graph: ir.Model) -> ir.Model:
+def _say_room(lowered: ir.Model, folder: Path, log: Log) -> None:
+    note = room_note(lowered, folder)
+    if note is not None:
+        log(f"note: {note}")
+
+
+def _lower(target: Target, graph: ir.Model, other: ir.Model | None) -> list[ir.Model]:
+    """What engines are made of: of one graph, or of two that can share caches."""
+    lowered = [_lowered(target, graph)]
+    if other is not None:
+        lowered.append(_lowered(target, other))
+        check_alike(*lowered)
+    return lowered
+
+
+def _lowered(target: Target, graph: ir.Model) -> ir.Model:
     reasons = target.refuses(graph)
     if reasons:
         raise UnsupportedError("; ".join(reasons[:3]), where=f"target '{target.name}'")

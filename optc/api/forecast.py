@@ -11,7 +11,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -68,7 +68,7 @@ class Machine:
 
 def make_forecast(
     model: ir.Model,
-    passes: Iterable[Pass],
+    chains: Sequence[Iterable[Pass]],
     bundle: Path,
     dump_dir: Path | None = None,
     *,
@@ -78,22 +78,28 @@ def make_forecast(
 
     Args:
         model: As it was read.
-        passes: In the order they will run.
+        chains: For each engine of the bundle its passes, in the order they will run.
         bundle: The bundle's folder.
         dump_dir: Folder for the graph after each pass.
         runs: Whether graphs are run, for evidence or to calibrate.
     """
+    sizes = [_sizes(model, passes) for passes in chains]
+    frugal = _STREAMING + 2 * _held(model)
+    memory = frugal + round(_running(model, weight_bytes(model))) if runs else frugal
+    disk = {bundle.absolute().parent: sum(max(made[-1], 0) for made in sizes) + _BESIDE}
+    if runs:
+        _add(disk, Path(tempfile.gettempdir()), max(map(max, sizes)))
+    if dump_dir is not None:
+        _add(disk, dump_dir, sum(map(sum, sizes)))
+    return Forecast(memory, frugal, disk)
+
+
+def _sizes(model: ir.Model, passes: Iterable[Pass]) -> list[int]:
+    """Bytes of all weights at first and after each pass."""
     sizes = [weight_bytes(model)]
     for p in passes:
         sizes.append(p.footprint(model, sizes[-1]))
-    frugal = _STREAMING + 2 * _held(model)
-    memory = frugal + round(_running(model, sizes[0])) if runs else frugal
-    disk = {bundle.absolute().parent: max(sizes[-1], 0) + _BESIDE}
-    if runs:
-        _add(disk, Path(tempfile.gettempdir()), max(sizes))
-    if dump_dir is not None:
-        _add(disk, dump_dir, sum(sizes))
-    return Forecast(memory, frugal, disk)
+    return sizes
 
 
 def _add(disk: dict[Path, int], folder: Path, count: int) -> None:

@@ -14,6 +14,8 @@ import onnx_ir as ir
 import optc
 from optc.api.log import stage
 from optc.api.outputs import folder_bytes
+from optc.api.prefill import Prefill
+from optc.api.samples import without_prompts
 from optc.api.sessions import opened
 from optc.bundle.layout import PARITY, REFERENCE, REPORT, TOKENIZER
 from optc.bundle.manifest import Engine, Evidence, Manifest, installed_versions
@@ -25,7 +27,7 @@ from optc.ir.reference import Reference, save_reference
 from optc.parity.compare import compare
 from optc.parity.policy import Policy
 from optc.parity.report import Row, render_html, rows_as_json
-from optc.parity.rows import ENGINE
+from optc.parity.rows import DECODE_ENGINE, ENGINE, PREFILL_ENGINE
 from optc.runtime.tokenizer import FILES
 from optc.targets.base import Target
 
@@ -43,6 +45,7 @@ class Packer:
         target: Runtime to build for.
         pipeline: The passes that ran.
         given: Pipeline text as the user wrote it.
+        prefill: The second engine, if there is to be one.
         reference: What to measure against.
         policy: What is acceptable.
         force: Whether to write what is not.
@@ -58,6 +61,7 @@ class Packer:
     target: Target
     pipeline: Pipeline
     given: str
+    prefill: Prefill | None
     reference: Reference
     policy: Policy
     force: bool
@@ -67,16 +71,23 @@ class Packer:
     level: str = "graph"
     is_measured: bool = True
 
-    def fill(self, lowered: ir.Model, folder: Path) -> Manifest:
-        """Build the engine of a lowered graph into `folder`, measure it, add all other files.
+    def fill(self, lowered: Sequence[ir.Model], folder: Path) -> Manifest:
+        """Build engines into `folder`, measure them, add all other files.
+
+        Args:
+            lowered: The lowered graph; of two engines, that for prefill last.
+            folder: The bundle's.
 
         Raises:
-            ParityError: The engine misses the policy, and `force` is off.
+            ParityError: An engine misses the policy, and `force` is off.
             UnsupportedError: The target cannot build the graph.
         """
         with stage(self.progress, "building the engine"):
-            engine = Engine.from_facts(self.target.build(lowered, folder))
-        self._measure(folder)
+            engine = Engine.from_facts(self.target.build(lowered[0], folder))
+            if self.prefill is not None:
+                facts = self.target.build_prefill(lowered[-1], folder)
+                engine = engine.with_prefill(facts, self.prefill.start)
+        self._measure(folder, engine)
         if self.reference.samples:
             save_reference(self.reference, folder / REFERENCE)
         self._copy_tokenizer(folder)
@@ -97,7 +108,7 @@ class Packer:
                 passed=self.is_measured and not self.violations,
                 forced=bool(self.violations) and self.force,
             ),
-            extra={"model": self.model.name},
+            extra={"model": self.model.name, **self._prefill_facts()},
         )
 
     @property
@@ -110,18 +121,35 @@ class Packer:
         """Canonical text of each pass, in the order they ran."""
         return str(self.pipeline).split(",") if self.pipeline.passes else []
 
-    def _measure(self, folder: Path) -> None:
-        """Run the engine itself where this machine can; judge it by the whole pipeline's limits."""
+    def _prefill_facts(self) -> dict[str, Any]:
+        return {} if self.prefill is None else {"prefill": self.prefill.facts()}
+
+    def _measure(self, folder: Path, engine: Engine) -> None:
+        """Run the engines where this machine can, each alone and then as they are used."""
         self.level = "built"
         if not self.is_measured or self.target.unavailable() is not None:
             return
+        if self.prefill is not None:
+            whole = without_prompts(self.reference)
+            self._measure_one(folder, engine, PREFILL_ENGINE, whole, role="prefill")
+            self._measure_one(folder, engine, DECODE_ENGINE, whole, role="decode")
+        self._measure_one(folder, engine, ENGINE, self.reference)
+        self.level = "run"
+
+    def _measure_one(
+        self, folder: Path, engine: Engine, name: str, reference: Reference, role: str | None = None
+    ) -> None:
+        """Run one engine, or all in their roles; judge it by the whole pipeline's limits."""
         size = folder_bytes(folder)
-        with opened(self.target, folder) as session:
-            metrics = compare(session, self.reference, progress=self.progress)
+        if role is not None:
+            file = engine.roles[role]
+            size = sum(path.stat().st_size for path in folder.glob(f"{file}*"))
+        with opened(self.target, folder, engine, role=role) as session:
+            metrics = compare(session, reference, progress=self.progress)
         broken = tuple(self.policy.violations(metrics))
         row = Row(
-            name=ENGINE,
-            text=f"{ENGINE} ({self.target.name})",
+            name=name,
+            text=f"{name} ({self.target.name})",
             promise=self.policy.promise,
             metrics=metrics,
             size=size,
@@ -129,12 +157,11 @@ class Packer:
             violations=broken,
         )
         if broken and not self.force:
-            problem, where = "; ".join(broken), f"engine for '{self.target.name}'"
+            problem, where = "; ".join(broken), f"{name} for '{self.target.name}'"
             remedy = "see what 'optc bisect' says, or set other limits with --policy"
             raise ParityError(problem, where=where, remedy=remedy)
         self.rows.append(row)
-        self.violations += [f"{ENGINE}: {sentence}" for sentence in broken]
-        self.level = "run"
+        self.violations += [f"{name}: {sentence}" for sentence in broken]
 
     def _copy_tokenizer(self, folder: Path) -> None:
         paths = [self.model.parent / name for name in FILES]
@@ -165,8 +192,15 @@ class Packer:
             note=self.reference.note,
             policy=self.policy,
             violations=self.violations,
-            facts={"Target": self.target.name},
+            facts=self._report_facts(),
         )
+
+    def _report_facts(self) -> dict[str, str]:
+        facts = {"Target": self.target.name}
+        if self.prefill is not None:
+            pipeline, start = self.prefill.pipeline, self.prefill.start
+            facts["Prefill"] = f"{pipeline}, for calls with {start} new tokens or more"
+        return facts
 
 
 def _json_text(document: dict[str, Any]) -> str:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from optc.bundle.manifest import Manifest
+from optc.core.base import Pass
 from optc.core.errors import BundleError
-from optc.core.pipeline import Pipeline
 from optc.parity.policy import Limits, Policy, load_policy
 
 __all__ = ["fitted", "policy_for", "policy_of"]
 
 
-def policy_for(path: str | Path | None, pipeline: Pipeline) -> Policy:
-    """The limits of a policy file, or the default ones, for what a pipeline promises."""
-    promises = [p.promised for p in pipeline.passes]
+def policy_for(path: str | Path | None, passes: Iterable[Pass]) -> Policy:
+    """The limits of a policy file, or the default ones, for what passes promise."""
+    promises = [p.promised for p in passes]
     return Policy.default(promises) if path is None else load_policy(path, promises)
 
 

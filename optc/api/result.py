@@ -37,6 +37,7 @@ class BuildResult:
         target: Runtime it was built for.
         pipeline: Pipeline text as given.
         order: Canonical text of the passes in the order they ran.
+        prefill: `pipeline`, `order` and `from` of the engine for prefill, if it has one.
         source: What it was compared with: `pytorch`, `graph`, or `none`.
         level: How far it was tried; see `optc.bundle.manifest.Evidence`.
         rows: One for the input graph, one per pass, one for the engine.
@@ -52,6 +53,7 @@ class BuildResult:
     target: str
     pipeline: str
     order: tuple[str, ...]
+    prefill: dict[str, Any] | None
     source: str
     level: str
     rows: tuple[Row, ...]
@@ -80,6 +82,7 @@ class BuildResult:
             "target": self.target,
             "pipeline": self.pipeline,
             "order": list(self.order),
+            "prefill": self.prefill,
             "evidence": {"source": self.source, "level": self.level, "text": self.evidence},
             "rows": rows_as_json(self.rows),
             "policy": self.policy.as_dict(),

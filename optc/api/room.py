@@ -10,7 +10,7 @@ from optc.bundle.layout import MANIFEST
 from optc.core.errors import InputError
 from optc.ir.interface import cache_ports, ports
 from optc.runtime.limits import Limit, configured_limit, least, positions_limit
-from optc.targets.ort import ENGINE
+from optc.targets.ort import ENGINE, PREFILL
 from optc.targets.ort_cache import IN_PLACE, MOST_TOKENS
 
 __all__ = ["check_not_built", "model_limit", "room_note"]
@@ -22,7 +22,7 @@ def check_not_built(model: ir.Model, path: Path) -> None:
     Raises:
         InputError: It is an engine.
     """
-    in_bundle = path.name == ENGINE and (path.parent / MANIFEST).is_file()
+    in_bundle = path.name in (ENGINE, PREFILL) and (path.parent / MANIFEST).is_file()
     if not in_bundle and IN_PLACE not in model.metadata_props:
         return
     cached = ", its cache is there already" if cache_ports(ports(model.graph.inputs)) else ""

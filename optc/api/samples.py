@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,13 @@ from optc.parity.oracle import make_reference
 from optc.targets.evaluate import open_model
 from optc.targets.ort_session import OrtSession
 
-__all__ = ["REFERENCE", "calibration_of", "find_reference", "given_reference"]
+__all__ = [
+    "REFERENCE",
+    "calibration_of",
+    "find_reference",
+    "given_reference",
+    "without_prompts",
+]
 
 REFERENCE = "reference.npz"
 
@@ -93,6 +100,11 @@ def calibration_of(
         source = load_reference(given)
         source.check(*_signature(graph), str(given))
     return source.calibration or tuple(sample.inputs for sample in source.samples)
+
+
+def without_prompts(reference: Reference) -> Reference:
+    """The samples alone, for an engine that is never given a text to continue by itself."""
+    return dataclasses.replace(reference, prompts=(), continuations=())
 
 
 def _signature(graph: ir.Model) -> tuple[tuple[Port, ...], tuple[Port, ...]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from optc.api.registries import targets
+from optc.bundle.manifest import Engine
 from optc.bundle.read import Bundle, read_bundle
 from optc.core.context import Progress, no_progress
 from optc.core.errors import UnsupportedError
@@ -69,7 +70,7 @@ def open_bundle(
         UnsupportedError: This machine cannot run it.
     """
     bundle = read_bundle(path, verify_hashes=verify_hashes, progress=progress)
-    with opened(target_of(bundle), bundle.folder) as session:
+    with opened(target_of(bundle), bundle.folder, bundle.manifest.engine) as session:
         yield OpenBundle(bundle, session)
 
 
@@ -87,16 +88,32 @@ def target_of(bundle: Bundle) -> Target:
 
 
 @contextlib.contextmanager
-def opened(target: Target, folder: Path, *, lightly: bool = False) -> Iterator[Session]:
+def opened(
+    target: Target, folder: Path, engine: Engine, *, role: str | None = None, lightly: bool = False
+) -> Iterator[Session]:
     """Open the engine in `folder`, and give back its memory at the end of the block.
 
     Args:
         target: The target that built it.
         folder: The bundle.
+        engine: What its manifest says of it.
+        role: `prefill` or `decode`, to have that engine alone; by default all there are, each for
+            its calls.
         lightly: Whether only to see that it opens.
     """
-    session = target.open_lightly(folder) if lightly else target.open(folder)
+    session = _open(target, folder, engine, role, lightly)
     with contextlib.ExitStack() as stack:
         if isinstance(session, contextlib.AbstractContextManager):
             stack.enter_context(session)
         yield session
+
+
+def _open(target: Target, folder: Path, engine: Engine, role: str | None, lightly: bool) -> Session:
+    start = engine.prefill_from
+    if start is not None and role == "prefill":
+        return target.open_prefill(folder, lightly=lightly)
+    if lightly:
+        return target.open_lightly(folder)
+    if start is not None and role is None:
+        return target.open_both(folder, start)
+    return target.open(folder)

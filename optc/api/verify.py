@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
 from optc.api.policies import policy_of
 from optc.api.result import VerifyResult
+from optc.api.samples import without_prompts
 from optc.api.sessions import opened, target_of
 from optc.bundle.read import Bundle, read_bundle
 from optc.bundle.sign import verify_signature
@@ -20,6 +22,8 @@ from optc.parity.unmeasured import UNMEASURED
 
 __all__ = ["verify"]
 
+_ROLES = ("prefill", "decode")
+
 
 def verify(
     bundle: str | Path,
@@ -30,6 +34,7 @@ def verify(
 ) -> VerifyResult:
     """Check a bundle's files, run its engine on its reference samples, and judge the outcome.
 
+    Of two engines each is judged alone on whole samples, and both together as they are used.
     A bundle that was built without evidence and carries no samples is opened, and not judged.
 
     Args:
@@ -76,9 +81,19 @@ def _replayed(
     if found.reference is None:
         return "none", "built", UNMEASURED, (_opens(found),)
     reference = load_reference(found.reference)
-    with opened(target_of(found), found.folder) as session:
+    target, engine = target_of(found), found.manifest.engine
+    with opened(target, found.folder, engine) as session:
         metrics = compare(session, reference, progress=progress)
-    return reference.source, "run", metrics, tuple(limits.checks(metrics))
+    checks = limits.checks(metrics)
+    for role in _ROLES if engine.prefill_from is not None else ():
+        with opened(target, found.folder, engine, role=role) as session:
+            alone = compare(session, without_prompts(reference), progress=progress)
+        checks += [_of_role(role, check) for check in limits.checks(alone)]
+    return reference.source, "run", metrics, tuple(checks)
+
+
+def _of_role(role: str, check: Check) -> Check:
+    return dataclasses.replace(check, sentence=f"of the {role} engine alone, {check.sentence}")
 
 
 def _opens(found: Bundle) -> Check:
@@ -90,9 +105,12 @@ def _opens(found: Bundle) -> Check:
     """
     if found.manifest.evidence.source != "none":
         raise BundleError("it carries no reference samples to replay", where=found.given)
-    with opened(target_of(found), found.folder, lightly=True) as session:
-        wrote, read = found.manifest.engine.inputs, tuple(session.inputs)
-    same = [(p.name, p.dtype) for p in wrote] == [(p.name, p.dtype) for p in read]
+    engine = found.manifest.engine
+    wrote = [(port.name, port.dtype) for port in engine.inputs]
+    same = True
+    for role in _ROLES if engine.prefill_from is not None else _ROLES[1:]:
+        with opened(target_of(found), found.folder, engine, role=role, lightly=True) as session:
+            same = same and wrote == [(port.name, port.dtype) for port in session.inputs]
     sentence = (
         "its files are those that were written and the engine opens; whether its numbers are right "
         "cannot be said, it carries no samples"

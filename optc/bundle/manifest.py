@@ -71,6 +71,37 @@ class Engine:
         """Read what `Target.build` returned."""
         return decode(cls, {"details": {}, **encode(facts)}, "engine")
 
+    def with_prefill(self, facts: Mapping[str, Any], prefill_from: int) -> Engine:
+        """The same with a second file for prefill.
+
+        Args:
+            facts: What `Target.build_prefill` returned.
+            prefill_from: New tokens of the longest row of a call from which on it runs the call.
+        """
+        prefill = {"from": prefill_from, **facts["details"]}
+        return dataclasses.replace(
+            self,
+            files=tuple(facts["files"]),
+            roles={**self.roles, "prefill": facts["file"]},
+            details={**self.details, "prefill": prefill},
+        )
+
+    @property
+    def prefill_from(self) -> int | None:
+        """New tokens from which on the prefill engine runs a call; None where one runs all.
+
+        Raises:
+            BundleError: There are two engines, and what says so is no such number.
+        """
+        if self.roles.get("prefill") in (None, self.roles.get("decode")):
+            return None
+        said = self.details.get("prefill")
+        number = said.get("from") if isinstance(said, dict) else None
+        if type(number) is not int or number < 2:
+            problem = "it has an engine for prefill and does not say from how many tokens on"
+            raise BundleError(problem, where="engine.details.prefill.from")
+        return number
+
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
@@ -161,6 +192,8 @@ class Manifest:
             if name not in self.files:
                 problem = f"the engine's file {name!a} is not among the bundle's files"
                 raise BundleError(problem, where=where)
+        if engine.prefill_from is not None and not {"prefill", "decode"} <= set(engine.roles):
+            raise BundleError("an engine for prefill needs another to decode", where=where)
         if self.evidence.level not in LEVELS or self.evidence.source not in SOURCES:
             problem = f"evidence must have a level of {LEVELS} and a source of {SOURCES}"
             raise BundleError(problem, where=where)

@@ -18,6 +18,17 @@ from optc.cli.console import print_json, print_rich, reporting, size, terminal_w
     required=True,
     help="Passes, in any order: quant,flash,kv or kv:max=4096,quant:scheme=w8. See optc passes.",
 )
+@click.option(
+    "--prefill",
+    metavar="PASSES",
+    help="Passes in the place of those of the same name, for a second engine that reads prompts.",
+)
+@click.option(
+    "--prefill-from",
+    type=int,
+    metavar="N",
+    help="New tokens from which on the second engine runs a call.  [default: 9]",
+)
 @click.option("--target", default="ort", show_default=True, help="Runtime to build for.")
 @click.option(
     "-o", "--output", "out", metavar="OUT.optc", help="[default: MODEL.optc in this folder]"

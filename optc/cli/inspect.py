@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from optc.api.inspect_bundle import BundleReport
     from optc.api.inspect_model import ModelReport
+    from optc.bundle.manifest import Manifest
     from optc.core.session import Port
 
 _MOST = 12
@@ -85,6 +86,25 @@ def _ports(ports: Iterable[Port]) -> str:
     return ", ".join(listed[:4]) + (f", and {more} more" if more > 0 else "")
 
 
+def _engines(manifest: Manifest) -> str:
+    """Each file that plays a role with its size, weights included, and when it plays it."""
+    engine, found = manifest.engine, []
+    for role, file in sorted(engine.roles.items()):
+        start = engine.prefill_from if role == "prefill" else None
+        when = "" if start is None else f" from {start} new tokens on"
+        found.append((file, f"{role}{when}"))
+    names = list(dict.fromkeys(file for file, _ in found))
+    return "; ".join(
+        f"{name} ({size(_bytes(manifest, name))}): {', '.join(r for f, r in found if f == name)}"
+        for name in names
+    )
+
+
+def _bytes(manifest: Manifest, name: str) -> int:
+    files = [file for file in manifest.engine.files if file.startswith(name)]
+    return sum(manifest.files[file].size for file in files)
+
+
 def _print_bundle(report: BundleReport) -> None:
     manifest = report.manifest
     engine, evidence = manifest.engine, manifest.evidence
@@ -99,6 +119,7 @@ def _print_bundle(report: BundleReport) -> None:
         ("passes", f"{', '.join(manifest.order) or 'none'} (asked for: {manifest.pipeline})"),
         ("target", f"{manifest.target}: {engine.runtime} {engine.runtime_version}"),
         ("runs on", engine.hardware),
+        ("engines", _engines(manifest)),
         ("inputs", _ports(engine.inputs)),
         ("outputs", _ports(engine.outputs)),
         ("evidence", f"{report.evidence}; {verdict}"),

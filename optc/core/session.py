@@ -34,6 +34,12 @@ class Port:
     dtype: str
     shape: tuple[int | str, ...]
 
+    @property
+    def kind(self) -> tuple[str, str, tuple[int | None, ...]]:
+        """Name, type and fixed sizes: all but what an axis of any size is called."""
+        sizes = tuple(size if isinstance(size, int) else None for size in self.shape)
+        return self.name, self.dtype, sizes
+
 
 @runtime_checkable
 class Session(Protocol):

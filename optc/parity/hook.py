@@ -15,6 +15,7 @@ How a pass is judged:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -82,9 +83,23 @@ class CompareHook(Hook):
         self._progress = progress
         self._exact_so_far = True
         self._baseline: Baseline | None = None
+        self._prefix: str | None = None
+
+    def fork(self, label: str) -> CompareHook:
+        """A hook for other passes over the graph as it is now, which was measured already.
+
+        Args:
+            label: What stands before the names of its rows.
+        """
+        other = copy.copy(self)
+        other.rows, other.violations = [], []
+        other._prefix = label
+        return other
 
     def start(self, model: ir.Model) -> None:
         """Measure the graph as it came, before any pass."""
+        if self._prefix is not None:
+            return
         with self._open(model) as session:
             metrics, _ = self._compare(session, None)
         violated = self._policy.violations(metrics, Promise.EXACT) if self._policy else []
@@ -110,9 +125,10 @@ class CompareHook(Hook):
         if p.promised != Promise.EXACT:
             self._exact_so_far = False
         metrics, change = self._measure(f"pass '{p.name}'", model, previous)
+        prefix = self._prefix or ""
         row = Row(
-            name=p.name,
-            text=step.text,
+            name=f"{prefix}{p.name}",
+            text=f"{prefix}{step.text}",
             promise=p.promised,
             metrics=metrics,
             change=change,
@@ -125,7 +141,7 @@ class CompareHook(Hook):
             details=step.result.details,
             violations=tuple(self._violated(p.promised, metrics, change)),
         )
-        self._finish(row, f"pass '{p.name}'", "'optc bisect' finds the place")
+        self._finish(row, f"{prefix}pass '{p.name}'", "'optc bisect' finds the place")
 
     def _violated(self, promise: str, metrics: Metrics, change: Metrics | None) -> list[str]:
         if self._policy is None:

@@ -9,9 +9,23 @@ from typing import Any
 from optc.core.base import Refusal
 from optc.parity.metrics import Metrics
 
-__all__ = ["COLUMNS", "ENGINE", "INPUT", "Row", "cells", "evidence", "rows_as_json"]
+__all__ = [
+    "COLUMNS",
+    "DECODE_ENGINE",
+    "ENGINE",
+    "INPUT",
+    "PREFILL_ENGINE",
+    "Row",
+    "cells",
+    "evidence",
+    "rows_as_json",
+]
 
-INPUT, ENGINE = "input", "engine"  # rows that are no pass
+# Rows that are no pass. Of a bundle with two engines each has its row, and `engine` is what a user
+# has: both, each for its calls.
+INPUT, ENGINE = "input", "engine"
+PREFILL_ENGINE, DECODE_ENGINE = "prefill engine", "decode engine"
+_NO_PASSES = (INPUT, ENGINE, PREFILL_ENGINE, DECODE_ENGINE)
 NOTHING = "-"
 
 COLUMNS = (
@@ -36,7 +50,8 @@ class Row:
     The first row of a report is the input graph; the last may be the engine that was built.
 
     Attributes:
-        name: Name of the pass, `input` or `engine`.
+        name: Name of the pass, `input` or `engine`; with two engines, `prefill: ` before the names
+            of passes over the second graph, `prefill engine` and `decode engine`.
         text: Canonical text of the pass with its options.
         promise: `exact` or `measured`.
         metrics: Distance from the reference.
@@ -120,7 +135,7 @@ def evidence(source: str) -> str:
 def cells(row: Row) -> dict[str, str]:
     """What a table shows of one row, by column."""
     m, known = row.metrics, row.metrics.is_measured
-    is_pass = row.name not in (INPUT, ENGINE)
+    is_pass = row.name not in _NO_PASSES
     greedy = NOTHING if m.greedy_total is None else f"{m.greedy_equal}/{m.greedy_total}"
     return {
         "pass": row.text,

@@ -34,18 +34,28 @@ class UnmeasuredHook(Hook):
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.violations: list[str] = []
+        self._prefix: str | None = None
+
+    def fork(self, label: str) -> UnmeasuredHook:
+        """A hook for other passes over the graph as it is now; see `CompareHook.fork`."""
+        other = UnmeasuredHook()
+        other._prefix = label
+        return other
 
     def start(self, model: ir.Model) -> None:
         """Note the size of the graph as it came."""
+        if self._prefix is not None:
+            return
         size, peak = weight_bytes(model), peak_rss_bytes()
         row = Row(INPUT, INPUT, Promise.EXACT, UNMEASURED, size=size, peak_rss=peak)
         self.rows.append(row)
 
     def after(self, p: Pass, model: ir.Model, step: Step) -> None:
         """Note what the pass did."""
+        prefix = self._prefix or ""
         row = Row(
-            name=p.name,
-            text=step.text,
+            name=f"{prefix}{p.name}",
+            text=f"{prefix}{step.text}",
             promise=p.promised,
             metrics=UNMEASURED,
             rewrites=step.result.rewrites,

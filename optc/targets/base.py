@@ -6,6 +6,7 @@ import abc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from optc.core.errors import UnsupportedError
 from optc.core.session import Session
 
 if TYPE_CHECKING:
@@ -23,9 +24,12 @@ class Target(abc.ABC):
 
     Class attributes:
         name: What users type.
+        has_prefill: Whether it has `build_prefill`, `open_prefill` and `open_both`: an engine of
+            its own for calls with many new tokens.
     """
 
     name: ClassVar[str]
+    has_prefill: ClassVar[bool] = False
 
     def unavailable(self) -> str | None:
         """Why this machine cannot run what `build` makes, as one sentence; None if it can."""
@@ -86,3 +90,47 @@ class Target(abc.ABC):
             ModelFileError: The engine's files are missing or damaged.
             UnsupportedError: This machine cannot run them.
         """
+
+    def build_prefill(self, model: ir.Model, folder: Path) -> dict[str, Any]:
+        """Write a second engine beside that of `build`, for calls with many new tokens.
+
+        Args:
+            model: What `lower` returned, with the inputs and outputs of the first engine.
+            folder: Where `build` wrote the first one.
+
+        Returns:
+            `file`, the one that plays the role; `files`, all files of both engines; `details`.
+
+        Raises:
+            UnsupportedError: The runtime refuses the graph, or the target has no such engine.
+            OutputError: The folder cannot be written.
+        """
+        raise self._without_prefill()
+
+    def open_prefill(self, folder: Path, *, lightly: bool = False) -> Session:
+        """Open the engine that `build_prefill` wrote, by itself.
+
+        Args:
+            folder: The folder.
+            lightly: Only to see that it opens.
+
+        Raises:
+            ModelFileError, UnsupportedError: As `open`.
+        """
+        raise self._without_prefill()
+
+    def open_both(self, folder: Path, prefill_from: int) -> Session:
+        """Open both engines as one session.
+
+        Args:
+            folder: The folder.
+            prefill_from: New tokens of the longest row of a call from which on the prefill engine
+                runs it.
+
+        Raises:
+            ModelFileError, UnsupportedError: As `open`.
+        """
+        raise self._without_prefill()
+
+    def _without_prefill(self) -> UnsupportedError:
+        return UnsupportedError(f"the target '{self.name}' has one engine for all calls")

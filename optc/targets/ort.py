@@ -14,14 +14,17 @@ from optc.core.session import Port
 from optc.ir.external import check_external_data
 from optc.ir.interface import ports
 from optc.targets.base import Target
+from optc.targets.ort_roles import OrtRoles
 from optc.targets.ort_session import OrtSession
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["ENGINE", "Ort"]
+__all__ = ["ENGINE", "PREFILL", "Ort"]
 
 ENGINE = "engine.onnx"
+PREFILL = "prefill.onnx"
+_Ports = tuple[Port, ...]
 _DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 
 
@@ -34,6 +37,7 @@ class Ort(Target):
     """
 
     name: ClassVar[str] = "ort"
+    has_prefill: ClassVar[bool] = True
     threads: int | None = None
 
     def refuses(self, model: ir.Model) -> list[str]:
@@ -58,19 +62,9 @@ class Ort(Target):
 
     def build(self, model: ir.Model, folder: Path) -> dict[str, Any]:
         """Write `engine.onnx` and `engine.onnx.data`, read them back, open them, compare."""
-        from optc.ir.readback import save_checked
-        from optc.targets.evaluate import check_file
         from optc.targets.ort_attention import attention_facts
 
-        path = save_checked(model, folder / ENGINE)
-        check_file(path)
-        with self.open_lightly(folder) as session:
-            inputs, outputs = session.inputs, session.outputs
-        for kind, wrote, read in (
-            ("input", ports(model.graph.inputs), inputs),
-            ("output", ports(model.graph.outputs), outputs),
-        ):
-            _same_signature(kind, wrote, read)
+        inputs, outputs = self._write(model, folder, ENGINE)
         return {
             "files": sorted(file.name for file in folder.glob(f"{ENGINE}*")),
             "roles": {"prefill": ENGINE, "decode": ENGINE},
@@ -82,17 +76,49 @@ class Ort(Target):
             "details": attention_facts(model),
         }
 
+    def build_prefill(self, model: ir.Model, folder: Path) -> dict[str, Any]:
+        """Write `prefill.onnx` and its data in the same way."""
+        from optc.targets.ort_attention import attention_facts
+
+        self._write(model, folder, PREFILL)
+        files = [file.name for name in (ENGINE, PREFILL) for file in folder.glob(f"{name}*")]
+        return {"file": PREFILL, "files": sorted(files), "details": attention_facts(model)}
+
+    def _write(self, model: ir.Model, folder: Path, name: str) -> tuple[_Ports, _Ports]:
+        """Write an engine; its inputs and outputs, as the runtime reads them."""
+        from optc.ir.readback import save_checked
+        from optc.targets.evaluate import check_file
+
+        path = save_checked(model, folder / name)
+        check_file(path)
+        with OrtSession(_checked(path), light=True) as session:
+            inputs, outputs = session.inputs, session.outputs
+        for kind, wrote, read in (
+            ("input", ports(model.graph.inputs), inputs),
+            ("output", ports(model.graph.outputs), outputs),
+        ):
+            _same_signature(kind, wrote, read)
+        return inputs, outputs
+
     def open(self, folder: Path) -> OrtSession:
         """Open the engine; its external data is checked before the runtime sees it."""
-        return OrtSession(_checked(folder), threads=self.threads)
+        return OrtSession(_checked(folder / ENGINE), threads=self.threads)
 
     def open_lightly(self, folder: Path) -> OrtSession:
         """The same, with memory that does not grow with the weights."""
-        return OrtSession(_checked(folder), light=True)
+        return OrtSession(_checked(folder / ENGINE), light=True)
+
+    def open_prefill(self, folder: Path, *, lightly: bool = False) -> OrtSession:
+        """Open the prefill engine by itself."""
+        path = _checked(folder / PREFILL)
+        return OrtSession(path, light=True) if lightly else OrtSession(path, threads=self.threads)
+
+    def open_both(self, folder: Path, prefill_from: int) -> OrtRoles:
+        """Open both engines; see `OrtRoles`."""
+        return OrtRoles(self.open(folder), self.open_prefill(folder), prefill_from)
 
 
-def _checked(folder: Path) -> Path:
-    path = folder / ENGINE
+def _checked(path: Path) -> Path:
     check_external_data(path)
     return path
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from optc.targets.feeds import check_feeds
 if TYPE_CHECKING:
     from optc.targets.ort_session import OrtSession
 
-__all__ = ["IN_PLACE", "MOST_TOKENS", "OrtCache"]
+__all__ = ["IN_PLACE", "MOST_TOKENS", "Engines", "OrtCache"]
 
 IN_PLACE = "optc.caches_in_place"
 """Metadata of an engine: the cache inputs, joined by spaces, that it may update where they are."""
@@ -37,10 +37,29 @@ _SMALL = 8 << 20
 """Bytes of inputs and outputs of the bindings that are kept for the next step of their shape."""
 
 
+class Engines(Protocol):
+    """One engine, or several of the same inputs and outputs, one for each kind of call."""
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """What each takes."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """What each gives."""
+        ...
+
+    def engine_for(self, tokens: int) -> OrtSession:
+        """The engine that runs a call with so many new tokens in its longest row."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class _Bound:
     """Arrays that a binding reads and writes; `loose` outputs are the runtime's to allocate."""
 
+    engine: OrtSession
     binding: Any
     inputs: dict[str, Array]
     outputs: dict[str, Array]
@@ -52,14 +71,14 @@ class _Bound:
 
 
 class OrtCache:
-    """Implements `optc.core.session.Cache`; made by `OrtSession.new_cache`.
+    """Implements `optc.core.session.Cache`; made by `new_cache` of a session.
 
     Memory that no token has been written to is reserved and not used: a row with much room costs
     what its tokens need.
 
     Args:
-        session: Runs the graph.
-        caches: Its cache inputs, all of which the graph updates in place.
+        engines: Run the graph; all of them on the same memory.
+        caches: Its cache inputs, all of which the engines update in place.
         rows: Number of rows.
         tokens: Tokens that a row must have room for.
 
@@ -67,14 +86,14 @@ class OrtCache:
         UnsupportedError: The caches have a fixed size, and it is smaller.
     """
 
-    def __init__(self, session: OrtSession, caches: Sequence[CachePort], rows: int, tokens: int):
+    def __init__(self, engines: Engines, caches: Sequence[CachePort], rows: int, tokens: int):
         limit = row_capacity(caches, tokens)
-        self._session = session
+        self._engines = engines
         self._caches = tuple(caches)
         self._rows, self._capacity = rows, limit
         self._buffers = {c.past: _buffer(c, rows, limit) for c in caches}
         names = {cache.past for cache in caches}
-        self._ports = tuple(port for port in session.inputs if port.name not in names)
+        self._ports = tuple(port for port in engines.inputs if port.name not in names)
         self._tokens = token_name(port.name for port in self._ports) or ""
         self._bound: dict[object, _Bound] = {}
         self._seconds = 0.0
@@ -106,7 +125,7 @@ class OrtCache:
         for name, array in feeds.items():
             bound.inputs[name][...] = array
         started = time.perf_counter()
-        self._session.run_bound(bound.binding)
+        bound.engine.run_bound(bound.binding)
         self._seconds += time.perf_counter() - started
         if not bound.loose:
             return bound.outputs
@@ -154,7 +173,8 @@ class OrtCache:
         end = row + feeds[LENGTHS].shape[0]
         if not 0 <= row <= end <= self._rows:
             raise SampleError(f"rows {row} to {end} are not in a cache of {self._rows} rows")
-        binding = self._session.binding()
+        engine = self._engines.engine_for(feeds[self._tokens].shape[1])
+        binding = engine.binding()
         inputs = {name: np.empty(array.shape, array.dtype) for name, array in feeds.items()}
         for name, array in inputs.items():
             _bind(binding.bind_input, name, array)
@@ -165,7 +185,7 @@ class OrtCache:
         loose += encoded
         for name in loose:
             binding.bind_output(name)
-        return _Bound(binding, inputs, outputs, loose)
+        return _Bound(engine, binding, inputs, outputs, loose)
 
     def _bind_caches(self, binding: Any, row: int, end: int) -> tuple[str, ...]:
         """Bind rows of each cache as past and present; names of those that an encoder will give."""
@@ -185,7 +205,7 @@ class OrtCache:
         self, fetch: tuple[str, ...], feeds: Feeds
     ) -> tuple[dict[str, Array], tuple[str, ...]]:
         """Arrays for the outputs whose shape follows from the inputs', and the names of others."""
-        named = {port.name: port for port in self._session.outputs}
+        named = {port.name: port for port in self._engines.outputs}
         sizes = _sizes(self._ports, feeds)
         made, loose = dict[str, Array](), list[str]()
         held = {cache.present for cache in self._caches}

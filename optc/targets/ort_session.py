@@ -166,6 +166,17 @@ class OrtSession:
         """What the encoder takes, as the engine says."""
         return self._encoder_limits
 
+    @property
+    def keeps_caches(self) -> bool:
+        """Whether the graph says that all its caches may be updated where they are."""
+        caches = cache_ports(self._inputs)
+        stays = self._in_place.issuperset(cache.past for cache in caches)
+        return bool(caches) and stays and any(port.name == LENGTHS for port in self._inputs)
+
+    def engine_for(self, tokens: int) -> OrtSession:
+        """Itself: it runs every call."""
+        return self
+
     def new_cache(self, rows: int, tokens: int) -> OrtCache | None:
         """Buffers that the graph updates in place; None if it does not say that all may be.
 
@@ -176,11 +187,9 @@ class OrtSession:
         Raises:
             UnsupportedError: The engine's caches have a fixed size, and it is smaller.
         """
-        caches = cache_ports(self._inputs)
-        stays = self._in_place.issuperset(cache.past for cache in caches)
-        if not caches or not stays or all(port.name != LENGTHS for port in self._inputs):
+        if not self.keeps_caches:
             return None
-        return OrtCache(self, caches, rows, tokens)
+        return OrtCache(self, cache_ports(self._inputs), rows, tokens)
 
     def binding(self) -> Any:
         """A new, empty I/O binding."""

@@ -77,7 +77,7 @@ def needs(
 ) -> forecast.Forecast:
     return make_forecast(
         model(count, dtype),
-        passes,
+        [passes],
         Path("/out/model.optc"),
         None if dump is None else Path(dump),
         runs=runs,
@@ -105,7 +105,7 @@ def test_half_precision_is_widened_where_it_runs() -> None:
 def test_weights_in_memory_count_as_such() -> None:
     held = model(GB)
     held.graph.initializers["w"].const_value = ir.Tensor(np.zeros((1000, 1000), np.float32))
-    frugal = make_forecast(held, (), Path("/o/m.optc"), runs=False)
+    frugal = make_forecast(held, [()], Path("/o/m.optc"), runs=False)
     assert frugal.memory - needs(GB, runs=False).memory == 2 * 4_000_000
 
 

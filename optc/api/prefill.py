@@ -1,0 +1,198 @@
+"""A second engine of a bundle, for calls with many new tokens: what it is made of, and its passes.
+
+Reading a prompt is bound by arithmetic, writing a token by reading weights, so other passes may be
+best for each. Both graphs come from one: passes run once up to the first that differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from optc.api.log import LogHook
+from optc.api.registries import passes as pass_registry
+from optc.core.base import Pass
+from optc.core.context import Context, Log
+from optc.core.errors import UnsupportedError, UsageError
+from optc.core.grammar import parse_passes
+from optc.core.hooks import Hook, TimeHook
+from optc.core.pipeline import Pipeline
+from optc.ir.dump import DumpHook
+from optc.ir.interface import cache_ports, ports
+from optc.ir.verify import VerifyHook
+from optc.parity.hook import CompareHook
+from optc.parity.unmeasured import UnmeasuredHook
+from optc.targets.base import Target
+
+__all__ = ["LABEL", "Prefill", "check_alike", "read_prefill", "run_passes"]
+
+LABEL = "prefill: "
+"""What stands before the names of passes that ran for the second engine."""
+
+_FROM = 9
+_OPTION = "--prefill"
+_Measure = CompareHook | UnmeasuredHook
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefill:
+    """The second engine, as it was asked for.
+
+    Attributes:
+        given: The passes that replace others, as the user wrote them.
+        pipeline: All its passes, in the order they run.
+        first: Name of the first pass that is another one than the first engine's.
+        start: New tokens of the longest row of a call from which on this engine runs it.
+    """
+
+    given: str
+    pipeline: Pipeline
+    first: str
+    start: int
+
+    @property
+    def order(self) -> list[str]:
+        """Canonical text of each pass, in the order they run."""
+        return str(self.pipeline).split(",")
+
+    def as_json(self) -> dict[str, Any]:
+        """What documents say of it."""
+        return {"pipeline": self.given, "order": self.order, "from": self.start}
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of it beside what it says of engines."""
+        options = {p.name: dataclasses.asdict(p) for p in self.pipeline.passes}
+        return {"pipeline": self.given, "order": self.order, "options": options}
+
+
+def read_prefill(
+    given: str | None, start: int | None, pipeline: Pipeline, target: Target
+) -> Prefill | None:
+    """Turn what the user said of a second engine into its pipeline; None if nothing was said.
+
+    Args:
+        given: Passes that replace those of the same name.
+        start: New tokens from which on it runs a call; by default more than 8, whatever the
+            machine, as bundles are the same wherever they are built.
+        pipeline: The first engine's passes.
+        target: Runtime to build for.
+
+    Raises:
+        UsageError: Not a part of a pipeline, a pass that the pipeline has not, no cache.
+        UnsupportedError: The target has one engine for all calls.
+    """
+    if given is None:
+        if start is not None:
+            problem, remedy = "there is no engine for prefill", f"give its passes with {_OPTION}"
+            raise UsageError(problem, where=f"{_OPTION}-from", remedy=remedy)
+        return None
+    if start is not None and start < 2:
+        problem = f"from {start} new tokens on, nothing is left to the engine that decodes"
+        raise UsageError(problem, where=f"{_OPTION}-from", remedy="the smallest number is 2")
+    others = {p.name: p for p in parse_passes(given, pass_registry())}
+    _check_names(others, pipeline)
+    if not target.has_prefill:
+        problem = f"the target '{target.name}' has one engine for all calls"
+        raise UnsupportedError(problem, where=_OPTION, remedy="leave it out")
+    passes = tuple(others.get(p.name, p) for p in pipeline.passes)
+    pairs = zip(pipeline.passes, passes, strict=True)
+    first = next((other.name for one, other in pairs if one != other), None)
+    if first is None:
+        problem = f"'{given}' is what the pipeline says already"
+        raise UsageError(problem, where=_OPTION, remedy="leave it out, or give other options")
+    return Prefill(given, Pipeline(passes, pipeline.allow_noop), first, start or _FROM)
+
+
+def _check_names(others: dict[str, Pass], pipeline: Pipeline) -> None:
+    names = [p.name for p in pipeline.passes]
+    for name in others:
+        if name not in names:
+            problem = f"the pass '{name}' is not in the pipeline, so there is nothing to replace"
+            remedy = f"name {' or '.join(names)}, or add it to --passes"
+            raise UsageError(problem, where=_OPTION, remedy=remedy)
+    if "kv" not in names:
+        problem = "without a cache there is one kind of call, and nothing to prefill"
+        raise UsageError(problem, where=_OPTION, remedy="add kv to --passes")
+
+
+class _Fork(Hook):
+    """Keeps the graph as it is before a pass, and what measures other passes over it."""
+
+    def __init__(self, name: str, measure: _Measure):
+        self._name = name
+        self._measure = measure
+        self.found: tuple[ir.Model, _Measure] | None = None
+
+    def before(self, p: Pass, model: ir.Model) -> None:
+        """Keep it: a copy of the nodes, with the same weights."""
+        if p.name == self._name:
+            self.found = model.clone(), self._measure.fork(LABEL)
+
+
+def run_passes(
+    graph: ir.Model,
+    pipeline: Pipeline,
+    prefill: Prefill | None,
+    context: Context,
+    measure: _Measure,
+    *,
+    dump_dir: Path | None,
+    log: Log,
+) -> ir.Model | None:
+    """Run all passes for both engines, measured after each.
+
+    Args:
+        graph: Changed in place: what the first engine is made of.
+        pipeline: Its passes.
+        prefill: The second engine, if there is to be one.
+        context: Surroundings of the passes.
+        measure: Looks at every graph; rows of both are in it at the end.
+        dump_dir: Folder that gets every graph.
+        log: Told about each pass.
+
+    Returns:
+        What the second engine is made of; None if there is none.
+    """
+    log(f"passes, in the order they run: {pipeline}")
+    dump = [] if dump_dir is None else [DumpHook(dump_dir)]
+    fork = None if prefill is None else _Fork(prefill.first, measure)
+    hooks = [*([fork] if fork else []), TimeHook(), *dump, VerifyHook(), LogHook(log), measure]
+    pipeline.run(graph, context, hooks)
+    if prefill is None or fork is None or fork.found is None:
+        return None
+    other, judge = fork.found
+    at = [p.name for p in prefill.pipeline.passes].index(prefill.first)
+    rest = Pipeline(prefill.pipeline.passes[at:], prefill.pipeline.allow_noop)
+    log(f"for prefill, over the graph before '{prefill.first}': {rest}")
+    dump = [] if dump_dir is None else [DumpHook(dump_dir / "prefill")]
+    rest.run(other, context, [TimeHook(), *dump, VerifyHook(), LogHook(log), judge])
+    measure.rows += judge.rows
+    measure.violations += judge.violations
+    return other
+
+
+def check_alike(one: ir.Model, other: ir.Model) -> None:
+    """See that two lowered graphs take and give the same arrays.
+
+    Raises:
+        UsageError: They do not, so they cannot share caches.
+        UnsupportedError: They are of an encoder-decoder.
+    """
+    inputs = ports(one.graph.inputs)
+    if any(cache.is_cross for cache in cache_ports(inputs)):
+        problem = "an encoder-decoder begins with a token or a few, which would never be prefilled"
+        raise UnsupportedError(problem, where=_OPTION, remedy="leave it out")
+    pairs = [
+        ("takes", inputs, ports(other.graph.inputs)),
+        ("gives", ports(one.graph.outputs), ports(other.graph.outputs)),
+    ]
+    for verb, mine, theirs in pairs:
+        known = [port.kind for port in mine]
+        if known != [port.kind for port in theirs]:
+            strange = next((p for p in theirs if p.kind not in known), mine[-1])
+            problem = f"with these passes the engine {verb} other arrays, first '{strange.name}'"
+            remedy = "replace passes that leave inputs, outputs and caches as they are"
+            raise UsageError(problem, where=_OPTION, remedy=remedy)
