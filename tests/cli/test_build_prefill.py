@@ -1,0 +1,260 @@
+"""`--prefill`: one bundle, two engines, each with passes of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from optc.api.sessions import open_bundle, opened, target_of
+from optc.bundle.manifest import Manifest
+from optc.bundle.read import read_bundle
+from optc.bundle.write import hash_file
+from optc.core.errors import BundleError
+
+MODEL = "tiny/model.onnx"
+PASSES = "flash,kv,quant:scheme=w8"
+PREFILL = "quant:scheme=int8-dynamic"
+Optc = Callable[..., Any]
+
+
+def build(optc: Optc, *more: object, passes: str = PASSES, prefill: str = PREFILL) -> Any:
+    return optc("build", MODEL, "--passes", passes, "--prefill", prefill, *more)
+
+
+@pytest.fixture
+def bundle(here: Path, optc: Optc) -> Path:
+    outcome = build(optc)
+    assert outcome.code == 0, outcome.err
+    return here / "tiny.optc"
+
+
+def test_both_are_measured_after_each_pass_and_once_more_as_engines(here: Path, optc: Optc) -> None:
+    outcome = build(optc, "--json")
+    assert outcome.code == 0, outcome.err
+    document = outcome.json
+    assert [row["text"] for row in document["rows"]] == [
+        "input",
+        "flash",
+        "kv",
+        "quant:scheme=w8",
+        "prefill: quant:scheme=int8-dynamic",
+        "prefill engine (ort)",
+        "decode engine (ort)",
+        "engine (ort)",
+    ]
+    assert document["prefill"] == {
+        "pipeline": PREFILL,
+        "order": ["flash", "kv", "quant:scheme=int8-dynamic"],
+        "from": 9,
+    }
+    by_name = {row["pass"]: row for row in document["rows"]}
+    for name in ("quant", "prefill: quant"):
+        assert by_name[name]["metrics"]["kl"] > 0
+    alone = [by_name[f"{role} engine"]["weight_bytes"] for role in ("prefill", "decode")]
+    assert by_name["engine"]["weight_bytes"] == sum(alone), "the size of both is counted"
+
+
+def test_the_manifest_says_who_plays_which_role(bundle: Path) -> None:
+    manifest = read_bundle(bundle).manifest
+    assert manifest.engine.roles == {"prefill": "prefill.onnx", "decode": "engine.onnx"}
+    assert {"engine.onnx", "prefill.onnx"} < set(manifest.engine.files) <= set(manifest.files)
+    assert manifest.engine.prefill_from == 9
+    assert manifest.order == ("flash", "kv", "quant:scheme=w8")
+    said = manifest.extra["prefill"]
+    assert said["order"] == ["flash", "kv", PREFILL]
+    assert said["options"]["quant"]["scheme"] == "int8-dynamic"
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+@pytest.mark.parametrize("value", [None, 1, "9", True, 9.5])
+def test_a_manifest_that_does_not_say_from_where_on_is_refused(value: Any, bundle: Path) -> None:
+    document = json.loads((bundle / "manifest.json").read_text())
+    document["engine"]["details"]["prefill"]["from"] = value
+    with pytest.raises(BundleError, match="does not say from how many tokens on"):
+        Manifest.from_json(json.dumps(document))
+
+
+def test_an_engine_that_decodes_must_be_there(bundle: Path) -> None:
+    document = json.loads((bundle / "manifest.json").read_text())
+    del document["engine"]["roles"]["decode"]
+    with pytest.raises(BundleError, match="an engine for prefill needs another to decode"):
+        Manifest.from_json(json.dumps(document))
+
+
+def test_the_same_inputs_give_the_same_bytes_of_both(here: Path, optc: Optc) -> None:
+    for name in ("one.optc", "two.optc"):
+        assert build(optc, "-o", name).code == 0
+    one, two = (
+        {path.name: path.read_bytes() for path in (here / name).glob("*") if path.is_file()}
+        for name in ("one.optc", "two.optc")
+    )
+    assert "prefill.onnx" in one
+    assert one == two
+
+
+@pytest.mark.parametrize(("start", "tokens"), [(None, (8, 9)), (3, (2, 3))])
+def test_the_threshold_is_honoured_on_both_sides(
+    start: int | None, tokens: tuple[int, int], here: Path, optc: Optc
+) -> None:
+    more = () if start is None else ("--prefill-from", start)
+    assert build(optc, *more).code == 0
+    found = read_bundle("tiny.optc")
+    target, engine = target_of(found), found.manifest.engine
+    answers = {}
+    for role in (None, "decode", "prefill"):
+        with opened(target, found.folder, engine, role=role) as session:
+            for count in tokens:
+                feeds = {"input_ids": np.arange(count)[None], "cache_lengths": np.zeros(1, int)}
+                empty = {
+                    f"past_key_values.0.{part}": np.zeros((1, 2, 0, 8), np.float32)
+                    for part in ("key", "value")
+                }
+                answers[role, count] = session.run({**feeds, **empty})["logits"]
+    for count, role in zip(tokens, ("decode", "prefill"), strict=True):
+        other = "decode" if role == "prefill" else "prefill"
+        np.testing.assert_array_equal(answers[None, count], answers[role, count])
+        assert (answers[role, count] != answers[other, count]).any()
+
+
+def test_commands_take_it_as_any_other_bundle(bundle: Path, optc: Optc) -> None:
+    said = optc("run", "tiny.optc", "--prompt", "a prompt of many tokens", "--max-tokens", 6)
+    assert said.code == 0, said.err
+    timed = optc("bench", "tiny.optc", "--prompt-lengths", "4,16", "--repeats", 1, "--json").json
+    assert [row["tokens_per_second"] > 0 for row in timed["timings"]] == [True, True]
+    shown = optc("inspect", "tiny.optc").out
+    assert "decode; prefill.onnx (" in " ".join(shown.split())
+    assert "prefill from 9 new tokens on" in " ".join(shown.split())
+
+
+def test_running_it_does_not_import_the_compiler(bundle: Path) -> None:
+    code = (
+        "import sys, optc; optc.run('tiny.optc', ['a prompt of many tokens'], max_tokens=3)\n"
+        "assert 'onnx_ir' not in sys.modules"
+    )
+    root = Path(__file__).resolve().parents[2]
+    environment = {"PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=bundle.parent, env=environment)
+
+
+def test_verify_judges_each_engine_and_both_together(bundle: Path, optc: Optc) -> None:
+    document = optc("verify", "tiny.optc", "--json").json
+    assert document["passed"] is True
+    words = [check["sentence"].split(",")[0] for check in document["checks"]]
+    for role in ("prefill", "decode"):
+        assert words.count(f"of the {role} engine alone") == 3
+
+
+@pytest.mark.parametrize("file", ["prefill.onnx", "engine.onnx"])
+def test_verify_sees_what_was_done_to_either_engine(file: str, bundle: Path, optc: Optc) -> None:
+    """Weights that somebody changed together with the hashes."""
+    model = ir.load(bundle / file)
+    changed = 0
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == ir.DataType.FLOAT and tensor.size > 99:
+            array = np.ascontiguousarray(tensor.numpy()[::-1])
+            value.const_value = ir.tensor(array, name=value.name)
+            changed += 1
+    assert changed
+    ir.save(model, bundle / file, external_data=f"{file}.data")
+    document = json.loads((bundle / "manifest.json").read_text())
+    for name in (file, f"{file}.data"):
+        entry = hash_file(bundle / name)
+        document["files"][name] = {"size": entry.size, "sha256": entry.sha256}
+    (bundle / "manifest.json").write_text(json.dumps(document))
+    outcome = optc("verify", "tiny.optc")
+    assert outcome.code == 1
+    role = "prefill" if file == "prefill.onnx" else "decode"
+    assert f"of the {role} engine alone, " in outcome.err
+
+
+def test_without_evidence_both_are_opened(here: Path, optc: Optc) -> None:
+    loose = ("--evidence", "none")
+    assert build(optc, *loose).code == 0
+    assert optc("verify", "tiny.optc").code == 0
+    with open_bundle("tiny.optc") as found:
+        assert found.session.inputs == found.bundle.manifest.engine.inputs
+
+
+def test_every_graph_of_both_can_be_kept(here: Path, optc: Optc) -> None:
+    assert build(optc, "--dump-dir", "dumps").code == 0
+    found = sorted(str(path.parent.relative_to("dumps")) for path in Path("dumps").rglob("*.onnx"))
+    assert found == [
+        "00-input",
+        "01-flash",
+        "02-kv",
+        "03-quant",
+        "prefill/00-input",
+        "prefill/01-quant",
+    ]
+
+
+def test_neither_engine_can_be_built_from(bundle: Path, optc: Optc) -> None:
+    for name in ("engine.onnx", "prefill.onnx"):
+        outcome = optc("build", f"tiny.optc/{name}", "--passes", "flash")
+        assert outcome.code == 2
+        assert "it is a built engine" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (
+            ["--passes", "flash,kv", "--prefill", PREFILL],
+            2,
+            "--prefill: the pass 'quant' is not in the pipeline, so there is nothing to replace; "
+            "name flash or kv, or add it to --passes",
+        ),
+        (
+            ["--passes", "flash,quant:scheme=w8", "--prefill", PREFILL],
+            2,
+            "--prefill: without a cache there is one kind of call, and nothing to prefill; "
+            "add kv to --passes",
+        ),
+        (
+            ["--passes", PASSES, "--prefill", "quant:scheme=w8"],
+            2,
+            "--prefill: 'quant:scheme=w8' is what the pipeline says already",
+        ),
+        (["--passes", PASSES, "--prefill", ""], 2, "no pass is named"),
+        (["--passes", PASSES, "--prefill", "quant:scheme=w9"], 2, "'w9' is not allowed"),
+        (
+            ["--passes", PASSES, "--prefill-from", "4"],
+            2,
+            "--prefill-from: there is no engine for prefill; give its passes with --prefill",
+        ),
+        (
+            ["--passes", PASSES, "--prefill", PREFILL, "--prefill-from", "1"],
+            2,
+            "--prefill-from: from 1 new tokens on, nothing is left to the engine that decodes; "
+            "the smallest number is 2",
+        ),
+        (
+            ["--passes", "flash,kv", "--prefill", "kv:max=32", "--evidence", "none"],
+            2,
+            "--prefill: with these passes the engine takes other arrays, first "
+            "'past_key_values.0.key'; replace passes that leave inputs, outputs and caches as",
+        ),
+        (
+            ["--passes", "flash,kv", "--prefill", "kv:logits=last", "--evidence", "none"],
+            2,
+            "--prefill: with these passes the engine takes other arrays, first 'new_lengths'",
+        ),
+    ],
+)
+def test_what_makes_no_second_engine_is_refused_with_a_sentence(
+    words: list[str], code: int, sentence: str, here: Path, optc: Optc
+) -> None:
+    outcome = optc("build", MODEL, *words)
+    assert outcome.code == code, outcome.err
+    assert sentence in outcome.err
+    assert outcome.err.count("error:") == 1
+    assert not (here / "tiny.optc").exists()
