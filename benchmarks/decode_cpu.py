@@ -25,9 +25,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from decode_contenders import CONTENDERS, PEERS, ROOT, Contender
+from decode_contenders import CONTENDERS, PEERS, Contender
 from decode_table import TITLE, Result, Row, section
 from page import PAGE, replace_section
+from peer_environments import ROOT
 
 MODELS = ("smollm2", "llama")
 BASE = CONTENDERS[0]

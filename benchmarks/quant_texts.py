@@ -121,11 +121,11 @@ def number(name: str) -> int:
 def rows(
     pages: Sequence[Page], encode: Callable[[str], Sequence[int]], count: int, joint: str
 ) -> np.ndarray:
-    """Token ids, int64 [count, TOKENS]: at most one piece of each page, until none is left over.
+    """Token ids, int64 [count, TOKENS], of as many pages as there are.
 
-    Pages come in the order of their numbers, and each gives the piece that its number picks, so
-    that beginnings of pages are no more frequent than they are. Where there are too few pages,
-    they give second pieces.
+    Pages come in the order of their numbers, and each gives the piece that its number picks:
+    beginnings of pages are then no more frequent than they are in the text. Second pieces are
+    taken only where there are too few pages.
 
     Raises:
         ValueError: There is too little text.

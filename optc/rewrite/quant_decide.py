@@ -64,30 +64,23 @@ def decide(model: ir.Model, sites: Sequence[Site], wishes: Wishes, ctx: Context)
     widths = Widths(wishes.scheme, units)
     if ctx.evaluate is None or not ctx.calibration:
         return Choice(widths.plan(frozenset()))
-    fitted = wishes.scheme.rounding == "tensor" or wishes.method != "rtn"
+    scheme = wishes.scheme
+    rounds = scheme.rounding == "tensor" or (scheme.block is not None and wishes.smooth)
+    fitted = rounds or wishes.method != "rtn"
     learnt, judged = _split(ctx.calibration, halves=fitted)
     whole = every_token(model)
     meter = DriftMeter(whole, ctx, judged, ctx.wants)
     errors = _errors(sites, widths)
-    everything = frozenset(unit.name for unit in units)
-    is_much = meter.measure(widths.plan(everything)) > wishes.max_drift
-    seen: Mapping[str, Seen] = {}
-    if is_much or wishes.scheme.rounding == "tensor":
-        seen = observe(whole, _channels(units), ctx, learnt)
+    is_much = meter.measure(widths.plan({unit.name for unit in units})) > wishes.max_drift
+    seen = observe(whole, _channels(units), ctx, learnt) if is_much or rounds else {}
     if is_much:
-        harms = _harms(units, seen, errors)
-        widths = choose_floats(meter, widths, harms, wishes.max_drift)
-    if wishes.scheme.rounding == "tensor":
-        fits = _fit(units, widths, seen, wishes, ctx)
-        if wishes.calibrate != "auto":
-            channels = _channels(units)
-            fits = calibrated(whole, fits, channels, wishes.calibrate, ctx, learnt)
-            fits = {n: judged_fit(f, seen[n], _columns(units, n)) for n, f in fits.items()}
-        widths = dataclasses.replace(widths, fits=fits)
+        widths = choose_floats(meter, widths, _harms(units, seen, errors), wishes.max_drift)
+    if rounds:
+        widths = dataclasses.replace(widths, fits=_fits(whole, widths, seen, wishes, ctx, learnt))
     if wishes.method != "rtn":
         widths = solve_weights(whole, widths, ctx, learnt, wishes.method)
     tokens = sum(map(tokens_of, learnt)) if fitted else 0
-    costs = _costs(whole, widths, meter, wishes, ctx, learnt)
+    costs = _costs(whole, widths, meter, ctx, learnt)
     plan = choose_wide(meter, widths, costs, wishes.max_drift, wishes.max_wide)
     held_out = learnt is not judged
     return Choice(plan, errors, widths.fits, costs, meter, tokens, held_out=held_out)
@@ -97,7 +90,6 @@ def _costs(
     whole: ir.Model,
     widths: Widths,
     meter: DriftMeter,
-    wishes: Wishes,
     ctx: Context,
     samples: Sequence[Feeds],
 ) -> dict[str, float]:
@@ -137,11 +129,6 @@ def _channels(units: Sequence[Unit]) -> dict[str, int]:
     return {u.name: constant_of(u.sites[0]).inner for u in units if not u.is_lookup}
 
 
-def _columns(units: Sequence[Unit], name: str) -> Array:
-    (unit,) = [unit for unit in units if unit.name == name and not unit.is_lookup]
-    return sample_columns(unit.sites)
-
-
 def _harms(
     units: Sequence[Unit], seen: Mapping[str, Seen], errors: Mapping[str, float]
 ) -> dict[str, float]:
@@ -157,24 +144,32 @@ def _harms(
     return harms
 
 
-def _fit(
-    units: Sequence[Unit],
+def _fits(
+    whole: ir.Model,
     widths: Widths,
     seen: Mapping[str, Seen],
     wishes: Wishes,
     ctx: Context,
+    samples: Sequence[Feeds],
 ) -> dict[str, Fit]:
-    """The grid of each activation; its channels are evened out if all its weights allow it."""
+    """How each activation is rounded; channels are evened out if all weights allow it."""
     fits: dict[str, Fit] = {}
-    rounded = [
-        (unit, sites)
-        for unit in units
-        if not unit.is_lookup
-        and (sites := [s for s in unit.sites if s.weight.name not in widths.floats])
-    ]
-    for unit, sites in rounded:
-        free = wishes.smooth and reads_alone(unit)
-        found = fit(seen[unit.name], sample_columns(sites), smooth=free)
+    columns: dict[str, Array] = {}
+    for number, unit in enumerate(widths.units):
+        sites = [s for s in unit.sites if s.weight.name not in widths.floats]
+        if unit.is_lookup or not sites:
+            continue
+        columns[unit.name] = sample_columns(sites)
+        found = fit(
+            seen[unit.name],
+            columns[unit.name],
+            smooth=wishes.smooth and reads_alone(unit),
+            block=wishes.scheme.block,
+        )
         fits[unit.name] = dataclasses.replace(found, is_float=wishes.scheme.narrow.is_float)
-        ctx.progress("fitting activations", len(fits), len(rounded))
-    return fits
+        ctx.progress("fitting activations", number + 1, len(widths.units))
+    if wishes.calibrate == "auto":
+        return fits
+    channels = {name: len(array) for name, array in columns.items()}
+    fits = calibrated(whole, fits, channels, wishes.calibrate, ctx, samples)
+    return {name: judged_fit(f, seen[name], columns[name]) for name, f in fits.items()}

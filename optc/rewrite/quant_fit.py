@@ -22,7 +22,8 @@ import onnx_ir as ir
 
 from optc.core.context import Array
 from optc.ir.streamed import read_tensor
-from optc.rewrite.quant_observe import Observation, Seen
+from optc.rewrite.quant_grid import Grid
+from optc.rewrite.quant_observe import Seen
 from optc.rewrite.quant_sites import Site
 
 __all__ = ["Fit", "fit", "judged", "sample_columns", "weight_error"]
@@ -98,18 +99,20 @@ def sample_columns(sites: Sequence[Site], count: int = _COLUMNS) -> Array:
     return np.concatenate(parts, axis=1)
 
 
-def fit(seen: Seen, columns: Array, *, smooth: bool) -> Fit:
+def fit(seen: Seen, columns: Array, *, smooth: bool, block: int | None = None) -> Fit:
     """Choose strength and margin of one activation.
 
     Args:
         seen: What calibration saw of it.
         columns: Output channels of the weights that it meets, [K,C].
         smooth: Whether its channels may be divided by factors.
+        block: Channels of one token that have a range of their own, 0 for all of them; None for
+            one range for everything.
     """
-    plain, error, margin = 0.0, *_judge(seen, columns, 0.0)
+    plain, error, margin = 0.0, *_judge(seen, columns, 0.0, block)
     strength = plain
     for candidate in _STRENGTHS if smooth else ():
-        found, its_margin = _judge(seen, columns, candidate)
+        found, its_margin = _judge(seen, columns, candidate, block)
         if found < error * (_WORTHWHILE if strength == plain else 1.0):
             strength, error, margin = candidate, found, its_margin
     factors = _factors(seen.largest, columns, strength)
@@ -153,28 +156,39 @@ def _factors(largest: Array, columns: Array, strength: float) -> Array:
     return factors
 
 
-def _judge(seen: Seen, columns: Array, strength: float) -> tuple[float, float]:
+def _judge(seen: Seen, columns: Array, strength: float, block: int | None) -> tuple[float, float]:
     """Error of the best margin at `strength`, and that margin."""
-    squares = np.zeros(len(_MARGINS))
+    margins = _MARGINS if block is None else (1.0,)
+    squares = np.zeros(len(margins))
     for learnt, judged in seen.folds:
-        squares += _squared_errors(learnt, judged.rows, columns, strength) / len(seen.folds)
+        factors = _factors(learnt.largest, columns, strength)
+        largest = float((learnt.largest / factors).max())
+        found = _squared_errors(judged.rows, columns, factors, largest, block)
+        squares += found / len(seen.folds)
     best = int(squares.argmin())
-    return float(np.sqrt(squares[best])), _MARGINS[best]
+    return float(np.sqrt(squares[best])), margins[best]
 
 
-def _squared_errors(learnt: Observation, rows: Array, columns: Array, strength: float) -> Array:
+def _squared_errors(
+    rows: Array, columns: Array, factors: Array, largest: float, block: int | None
+) -> Array:
     """Mean over rows of the squared relative error of the products, for each margin; at most 1."""
-    factors = _factors(learnt.largest, columns, strength)
     weights = _rounded_columns(columns * factors[:, None])
     exact = rows @ columns
     sizes = _sizes(exact)
     divided = rows / factors
-    largest = float((learnt.largest / factors).max())
-    found = []
-    for margin in _MARGINS:
-        moved = np.square(Fit(largest * margin).rounded(divided) @ weights - exact).sum(axis=1)
-        found.append(float(np.minimum(moved / sizes, 1).mean()))  # a lost row is lost, not worse
-    return np.array(found)
+    if block is None:
+        tried = [Fit(largest * margin).rounded(divided) for margin in _MARGINS]
+    else:
+        tried = [_rounded_rows(divided, block)]
+    moved = [np.square(rounded @ weights - exact).sum(axis=1) / sizes for rounded in tried]
+    # a row that is lost is lost, and cannot get worse
+    return np.array([float(np.minimum(share, 1).mean()) for share in moved])
+
+
+def _rounded_rows(rows: Array, block: int) -> Array:
+    """Each row, or each block of its channels, on an int8 grid of its own."""
+    return Grid(8, block).rounded(rows)
 
 
 def _sizes(rows: Array) -> Array:

@@ -165,21 +165,25 @@ def _kind(unit: Unit) -> np.dtype[Any]:
 def _observed(exact: Iterator[Array], moved: Iterator[Array], name: str) -> _Seen:
     """Both activations [..., K], sample by sample; samples go to the two halves in turn."""
     halves: list[Moments | None] = [None, None]
+    last: tuple[Array, Array] | None = None
     magnitudes: Array = np.zeros(0)
-    tokens = 0
-    for index, (want, got) in enumerate(zip(exact, moved, strict=True)):
+    tokens = count = 0
+    for count, (want, got) in enumerate(zip(exact, moved, strict=True), 1):
         x, y = (a.reshape(-1, a.shape[-1]).astype(np.float32, copy=False) for a in (want, got))
         if not (np.isfinite(x).all() and np.isfinite(y).all()):
             raise SampleError(
-                f"calibration sample {index} gives NaN or infinity at '{name}'",
+                f"calibration sample {count - 1} gives NaN or infinity at '{name}'",
                 remedy="give other calibration data, or look for what the model does on it",
             )
-        new, before = Moments.of(y, x), halves[index % 2]
-        halves[index % 2] = new if before is None else before + new
+        new, before = Moments.of(y, x), halves[count % 2]
+        halves[count % 2] = new if before is None else before + new
         sums = np.abs(y).sum(axis=0)
         magnitudes = magnitudes + sums if tokens else sums
-        tokens += len(y)
-    first, second = halves
-    if first is None:
+        tokens, last = tokens + len(y), (y, x)
+    if last is None:
         raise SampleError("there are no calibration samples")
-    return _Seen((first, second or first), magnitudes / max(tokens, 1))
+    if count == 1:  # the only sample's rows, in two halves
+        y, x = last
+        halves = [Moments.of(y[part::2], x[part::2]) for part in (0, 1)]
+    first, second = (half for half in halves if half is not None)
+    return _Seen((first, second), magnitudes / tokens)

@@ -21,6 +21,7 @@ import onnx_ir.passes.common as common
 
 from optc.core.context import Array, Context, Feeds
 from optc.core.errors import OptcError
+from optc.ir.interface import LOGITS
 from optc.rewrite.quant_apply import write_plan
 from optc.rewrite.quant_drift import distance, output_names
 from optc.rewrite.quant_nodes import NodeWriter
@@ -125,7 +126,8 @@ def _measure(
     except OptcError:
         return None
     drifts = (moved / np.maximum(size, np.finfo(np.float64).tiny)).max(axis=1)
-    *of_units, untouched = [float(max(drift, 0.0)) for drift in drifts]
+    drifts = np.maximum(drifts, 0.0) if names == [LOGITS] else np.sqrt(drifts)
+    *of_units, untouched = [float(drift) for drift in drifts]
     # the last copy differs from the float graph by round-off alone, or copies mix
     return None if untouched > _MOVED * max([*of_units, 1e-9]) + 1e-9 else of_units
 

@@ -61,7 +61,7 @@ class Widths:
     Attributes:
         scheme: The grids.
         units: All units.
-        fits: Range of each activation, for schemes that round them per tensor.
+        fits: Range and factors of each activation; by token, the factors alone count.
         solved: Steps of constants at the narrow grid that were solved.
         floats: Constants that must stay in float.
         factors: What the channels of activations in float are divided by, by name.
@@ -112,8 +112,13 @@ class Widths:
         narrow = [u.name for u in self.units if u.name not in wide and not u.is_lookup]
         by_token = frozenset(narrow) if self.scheme.rounding == "token" else frozenset[str]()
         fits = {name: self.fits[name] for name in narrow if name in self.fits}
+        factors = dict(self.factors)
+        if self.scheme.block is not None:
+            smooth = {name: fit.factors for name, fit in fits.items()}
+            factors = {name: array for name, array in smooth.items() if array is not None}
+            fits = {}
         solved = {n: s for n, s in self.solved.items() if weights.get(n) == s.grid}
-        return Plan(weights, fits, by_token, solved, self.factors)
+        return Plan(weights, fits, by_token, solved, factors)
 
 
 def _even(grid: Grid, inner: int) -> Grid:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import quant_texts
+from quant_contenders import PEERS
 from quant_embeddings import chosen
 from quant_texts import TOKENS, Page, handbook_page, rows, source_page, without_repeats
 
@@ -105,6 +106,19 @@ def test_calibration_data_is_what_a_build_takes(tmp_path: Path) -> None:
         [r] for r in wanted.tolist()
     ]
     assert len(found.samples) == 1
+
+
+def test_peers_read_the_calibration_data_in_its_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(PEERS))
+    from calibration import sequences
+
+    sample = Sample({"input_ids": np.zeros((1, 2), np.int64)}, {"logits": np.zeros((1, 2, 3))})
+    feeds = tuple({"input_ids": np.array([[i, i + 1]])} for i in range(12))  # 10 sorts before 2
+    save_reference(Reference("pytorch", (sample,), feeds), tmp_path / "reference.npz")
+    found = sequences(tmp_path / "reference.npz")
+    assert [row["input_ids"].tolist() for row in found] == [[[i, i + 1]] for i in range(12)]
 
 
 def test_sentences_are_whole_different_and_of_a_fitting_length() -> None:

@@ -1,0 +1,99 @@
+"""What each unit costs, measured in one batch, is what it costs when measured alone."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from optc.core.context import Context
+from optc.rewrite.quant_drift import DriftMeter
+from optc.rewrite.quant_grid import Grid
+from optc.rewrite.quant_plan import Plan
+from optc.rewrite.quant_sensitivity import sensitivities
+from optc.rewrite.quant_sites import find_sites
+from optc.rewrite.quant_units import units_of
+from optc.targets.evaluate import OrtEvaluator
+
+K = 32
+TEXT = f"""<ir_version: 11, opset_import: ["": 24]>
+main (int64[b, s] ids, float[50, {K}] table, float[{K}, {K}] wa, float[{K}, {K}] wb,
+float[{K}, 50] wc) => (float[b, s, 50] logits) {{
+    h = Gather(table, ids)
+    a = MatMul(h, wa)
+    r = Relu(h)
+    b2 = MatMul(r, wb)
+    sum = Add(a, b2)
+    t = Tanh(sum)
+    logits = MatMul(t, wc)
+}}"""
+FLAT = f"""<ir_version: 11, opset_import: ["": 24]>
+main (float[b, s, {K}] x, float[{K}, {K}] wa, float[{K}, {K}] wb) => (float[b, s, {K}] y) {{
+    rows = Constant<value_ints = [-1, {K}]>()
+    two = Reshape(x, rows)
+    a = MatMul(two, wa)
+    r = Relu(a)
+    c = MatMul(r, wb)
+    shape = Shape(x)
+    y = Reshape(c, shape)
+}}"""
+SWAPPED = FLAT.replace("two = Reshape(x, rows)", "two = Transpose<perm = [1, 0, 2]>(x)").replace(
+    "y = Reshape(c, shape)", "y = Transpose<perm = [1, 0, 2]>(c)"
+)
+
+
+def _model(text):
+    model = ir.from_onnx_text(text)
+    rng = np.random.default_rng(0)
+    for value in [v for v in model.graph.inputs if v.name in {"table", "wa", "wb", "wc"}]:
+        shape = [int(size) for size in value.shape]
+        array = rng.normal(size=shape).astype(np.float32) / 4
+        value.const_value = ir.tensor(array, name=value.name)
+        model.graph.inputs.remove(value)
+        model.graph.register_initializer(value)
+    return model
+
+
+def _alone(model, units, plan, ctx, samples):
+    meter = DriftMeter(model, ctx, samples, ctx.wants)
+    found = {}
+    for unit in units:
+        names = {str(site.weight.name) for site in unit.sites}
+        part = Plan(
+            {name: grid for name, grid in plan.weights.items() if name in names},
+            tokens=plan.tokens & {unit.name},
+        )
+        found[unit.name] = meter.measure(part)
+    return found
+
+
+@pytest.mark.parametrize("by_token", [False, True])
+def test_one_batch_measures_what_many_runs_measure(by_token):
+    model = _model(TEXT)
+    ctx = Context(evaluate=OrtEvaluator())
+    samples = [{"ids": np.random.default_rng(1).integers(0, 50, (1, 20))}]
+    units = units_of(find_sites(model).sites)
+    weights = {n: Grid(4, 16) for n in ("table", "wa", "wb", "wc")}
+    tokens = frozenset(u.name for u in units if not u.is_lookup) if by_token else frozenset()
+    plan = Plan(weights, tokens=tokens)
+    found = sensitivities(model, units, plan, ctx, samples)
+    expected = _alone(model, units, plan, ctx, samples)
+    assert set(found) == {"table", "h", "r", "t"}
+    assert found == pytest.approx(expected, rel=1e-2)
+
+
+def test_tokens_of_all_copies_in_one_axis_are_told_apart():
+    model = _model(FLAT)
+    ctx = Context(evaluate=OrtEvaluator())
+    samples = [{"x": np.random.default_rng(1).normal(size=(1, 9, K)).astype(np.float32)}]
+    units = units_of(find_sites(model).sites)
+    plan = Plan({"wa": Grid(4, 16), "wb": Grid(4, 16)})
+    found = sensitivities(model, units, plan, ctx, samples)
+    expected = _alone(model, units, plan, ctx, samples)
+    assert found == pytest.approx(expected, rel=1e-2)
+
+
+def test_copies_that_are_not_along_the_first_axis_are_not_measured():
+    model = _model(SWAPPED)
+    ctx = Context(evaluate=OrtEvaluator())
+    samples = [{"x": np.random.default_rng(1).normal(size=(1, 9, K)).astype(np.float32)}]
+    units = units_of(find_sites(model).sites)
+    assert sensitivities(model, units, Plan({"wa": Grid(4, 16)}), ctx, samples) == {}
