@@ -43,7 +43,7 @@ OUTPUT = "last_hidden_state"
 SENTENCES = 256
 WORDS = (6, 60)
 NAMES = (
-    "optc w8", "optc int8-dynamic", "optc int8", "optc int4*", "onnxruntime dynamic",
+    "optc w8", "optc int8-dynamic", "optc int8", "optc int4*", "onnxruntime dynamic*",
     "onnxruntime static*", "onnxruntime MatMulNBits 8 bits, b32",
 )  # fmt: skip
 

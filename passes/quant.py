@@ -62,7 +62,7 @@ class Quant(Pass):
         None,
         "Largest drift on held-out calibration data: KL divergence of next-token distributions in "
         "nats, or relative L2 error of the outputs of a graph without logits. By default 0.1 for "
-        "int4, 0.03 for fp8, 0.0125 for int8-dynamic, else 0.015.",
+        "int4, 0.03 for fp8, else 0.011.",
         minimum=0.0,
     )
     max_wide: int | None = option(

@@ -1,8 +1,8 @@
 """onnxruntime's quantisers: `run_onnxruntime.py METHOD MODEL.onnx CALIBRATION.npz OUT.onnx`.
 
 METHOD is `prepare` (its preprocessing: every other method and tool starts from what that writes),
-`dynamic`, `static:minmax|percentile|entropy`, or `nbits:ALGORITHM:BITS:BLOCK` with the algorithm
-`rtn`, `embeddings` (the same, with tables), `k_quant`, `hqq` or `gptq`.
+`dynamic:products|all`, `static:minmax|percentile|entropy`, or `nbits:ALGORITHM:BITS:BLOCK` with the
+algorithm `rtn`, `embeddings` (the same, with tables), `k_quant`, `hqq` or `gptq`.
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ def prepare(model: Path, out: Path) -> None:
     )  # fmt: skip
 
 
-def dynamic(model: Path, out: Path) -> None:
-    """Per channel; activations on the grid of each tensor."""
+def dynamic(model: Path, out: Path, what: str) -> None:
+    """Products per channel, or `all` that it can, tables too; activations on each tensor's grid."""
+    kinds = ["MatMul"] if what == "products" else None
     quantization.quantize_dynamic(
-        model, out, op_types_to_quantize=["MatMul"], per_channel=True,
+        model, out, op_types_to_quantize=kinds, per_channel=True,
         weight_type=quantization.QuantType.QInt8, use_external_data_format=True,
     )  # fmt: skip
 
@@ -108,7 +109,7 @@ def main() -> None:
     if name == "prepare":
         prepare(model, out)
     elif name == "dynamic":
-        dynamic(model, out)
+        dynamic(model, out, details[0])
     elif name == "static":
         static(model, calibration, out, details[0])
     else:

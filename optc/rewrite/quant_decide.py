@@ -64,7 +64,8 @@ def decide(model: ir.Model, sites: Sequence[Site], wishes: Wishes, ctx: Context)
     widths = Widths(wishes.scheme, units)
     if ctx.evaluate is None or not ctx.calibration:
         return Choice(widths.plan(frozenset()))
-    rounds = wishes.scheme.rounding == "tensor" or (wishes.scheme.rounds and wishes.smooth)
+    scheme = wishes.scheme
+    rounds = scheme.rounding == "tensor" or (scheme.block is not None and wishes.smooth)
     fitted = rounds or wishes.method != "rtn"
     learnt, judged = _split(ctx.calibration, halves=fitted)
     whole = every_token(model)
@@ -163,7 +164,7 @@ def _fits(
             seen[unit.name],
             columns[unit.name],
             smooth=wishes.smooth and reads_alone(unit),
-            by_token=wishes.scheme.rounding == "token",
+            block=wishes.scheme.block,
         )
         fits[unit.name] = dataclasses.replace(found, is_float=wishes.scheme.narrow.is_float)
         ctx.progress("fitting activations", number + 1, len(widths.units))

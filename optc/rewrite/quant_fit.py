@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from optc.core.context import Array
 from optc.ir.streamed import read_tensor
+from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_observe import Seen
 from optc.rewrite.quant_sites import Site
 
@@ -98,19 +99,20 @@ def sample_columns(sites: Sequence[Site], count: int = _COLUMNS) -> Array:
     return np.concatenate(parts, axis=1)
 
 
-def fit(seen: Seen, columns: Array, *, smooth: bool, by_token: bool = False) -> Fit:
+def fit(seen: Seen, columns: Array, *, smooth: bool, block: int | None = None) -> Fit:
     """Choose strength and margin of one activation.
 
     Args:
         seen: What calibration saw of it.
         columns: Output channels of the weights that it meets, [K,C].
         smooth: Whether its channels may be divided by factors.
-        by_token: Whether each token will have a range of its own.
+        block: Channels of one token that have a range of their own, 0 for all of them; None for
+            one range for everything.
     """
-    plain, error, margin = 0.0, *_judge(seen, columns, 0.0, by_token)
+    plain, error, margin = 0.0, *_judge(seen, columns, 0.0, block)
     strength = plain
     for candidate in _STRENGTHS if smooth else ():
-        found, its_margin = _judge(seen, columns, candidate, by_token)
+        found, its_margin = _judge(seen, columns, candidate, block)
         if found < error * (_WORTHWHILE if strength == plain else 1.0):
             strength, error, margin = candidate, found, its_margin
     factors = _factors(seen.largest, columns, strength)
@@ -154,44 +156,39 @@ def _factors(largest: Array, columns: Array, strength: float) -> Array:
     return factors
 
 
-def _judge(seen: Seen, columns: Array, strength: float, by_token: bool) -> tuple[float, float]:
+def _judge(seen: Seen, columns: Array, strength: float, block: int | None) -> tuple[float, float]:
     """Error of the best margin at `strength`, and that margin."""
-    margins = (1.0,) if by_token else _MARGINS
+    margins = _MARGINS if block is None else (1.0,)
     squares = np.zeros(len(margins))
     for learnt, judged in seen.folds:
         factors = _factors(learnt.largest, columns, strength)
-        largest = None if by_token else float((learnt.largest / factors).max())
-        found = _squared_errors(judged.rows, columns, factors, largest)
+        largest = float((learnt.largest / factors).max())
+        found = _squared_errors(judged.rows, columns, factors, largest, block)
         squares += found / len(seen.folds)
     best = int(squares.argmin())
     return float(np.sqrt(squares[best])), margins[best]
 
 
-def _squared_errors(rows: Array, columns: Array, factors: Array, largest: float | None) -> Array:
-    """Mean over rows of the squared relative error of the products, for each margin; at most 1.
-
-    `largest` is the range before margins; None for a range of each row's own.
-    """
+def _squared_errors(
+    rows: Array, columns: Array, factors: Array, largest: float, block: int | None
+) -> Array:
+    """Mean over rows of the squared relative error of the products, for each margin; at most 1."""
     weights = _rounded_columns(columns * factors[:, None])
     exact = rows @ columns
     sizes = _sizes(exact)
     divided = rows / factors
-    if largest is None:
-        tried = [_rounded_rows(divided)]
-    else:
+    if block is None:
         tried = [Fit(largest * margin).rounded(divided) for margin in _MARGINS]
+    else:
+        tried = [_rounded_rows(divided, block)]
     moved = [np.square(rounded @ weights - exact).sum(axis=1) / sizes for rounded in tried]
-    return np.array(
-        [float(np.minimum(m, 1).mean()) for m in moved]
-    )  # a lost row is lost, not worse
+    # a row that is lost is lost, and cannot get worse
+    return np.array([float(np.minimum(share, 1).mean()) for share in moved])
 
 
-def _rounded_rows(rows: Array) -> Array:
-    """Each row on an int8 grid of its own."""
-    scales = np.abs(rows).max(axis=1, keepdims=True) / LARGEST
-    scales[scales == 0] = 1
-    rounded: Array = np.rint(rows / scales) * scales
-    return rounded
+def _rounded_rows(rows: Array, block: int) -> Array:
+    """Each row, or each block of its channels, on an int8 grid of its own."""
+    return Grid(8, block).rounded(rows)
 
 
 def _sizes(rows: Array) -> Array:

@@ -33,6 +33,8 @@ class Scheme:
         table: Grid of tables, and of products that share theirs.
         rounding: How activations are rounded: `tensor`, `token`, or not at all (empty).
         max_drift: Limit where the user gives none.
+        block: Channels of a token that have a range of their own where it is rounded, by the graph
+            or by the kernel; 0 for all of them, None where tokens have no ranges of their own.
     """
 
     name: str
@@ -40,7 +42,8 @@ class Scheme:
     wide: Grid | None
     table: Grid
     rounding: str = ""
-    max_drift: float = 0.015
+    max_drift: float = 0.011
+    block: int | None = None
 
     @property
     def width(self) -> str:
@@ -51,7 +54,7 @@ class Scheme:
 
     @property
     def rounds(self) -> bool:
-        """Whether activations are rounded."""
+        """Whether the graph rounds activations."""
         return bool(self.rounding)
 
 
@@ -64,7 +67,7 @@ def _int8(target: str, options: Grid, table: int) -> Scheme:
 
 
 def _dynamic(target: str, options: Grid, table: int) -> Scheme:
-    return Scheme("int8-dynamic", Grid(8), _eight(target), Grid(8), "token", max_drift=0.0125)
+    return Scheme("int8-dynamic", Grid(8), _eight(target), Grid(8), "token", block=0)
 
 
 def _fp8(target: str, options: Grid, table: int) -> Scheme:
@@ -75,7 +78,7 @@ def _fp8(target: str, options: Grid, table: int) -> Scheme:
 def _w8(target: str, options: Grid, table: int) -> Scheme:
     grid = Grid(8, options.group, options.symmetric)
     grid = grid if options.group else _eight(target)
-    return Scheme("w8", grid, None, grid)
+    return Scheme("w8", grid, None, grid, block=_FINE if target == "ort" else None)
 
 
 def _int4(target: str, options: Grid, table: int) -> Scheme:

@@ -118,7 +118,7 @@ class Widths:
         by_token = frozenset(narrow) if self.scheme.rounding == "token" else frozenset[str]()
         fits = {name: self.fits[name] for name in narrow if name in self.fits}
         factors = dict(self.factors)
-        if by_token:
+        if self.scheme.block is not None:
             smooth = {name: fit.factors for name, fit in fits.items()}
             factors = {name: array for name, array in smooth.items() if array is not None}
             fits = {}
