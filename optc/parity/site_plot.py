@@ -29,8 +29,8 @@ _QUANTITIES = {
     "weight_error": "Relative rounding error of each weight",
 }
 _NOTES = {
-    "cost": "How far the outputs move when this place alone is narrow; what hurts most may have "
-    "been kept wide then, which the colour tells.",
+    "cost": "How far the outputs move when this place alone is narrow. Colours say how it was "
+    "written in the end: what hurts most may have been kept wide.",
     "activation_error": "How far the products move when weights and activations are narrow.",
     "weight_error": "How far the weights move when they are narrow.",
 }
