@@ -26,11 +26,12 @@ import onnx_ir.passes.common as common
 from optc.core.base import Pass, PassResult, Promise, Refusal, option
 from optc.core.context import Context
 from optc.core.errors import PassContractError, SampleError, UnsupportedError, UsageError
-from optc.ir.interface import ports
+from optc.ir.interface import LOGITS, ports
 from optc.rewrite.calibration import cut_to_cache
 from optc.rewrite.encode_once import encoder_in_line
 from optc.rewrite.quant_apply import apply_plan
 from optc.rewrite.quant_decide import Wishes, decide
+from optc.rewrite.quant_drift import output_names
 from optc.rewrite.quant_footprint import saved_bytes
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_range import METHODS
@@ -61,8 +62,8 @@ class Quant(Pass):
     max_drift: float | None = option(
         None,
         "Largest drift on held-out calibration data: KL divergence of next-token distributions in "
-        "nats, or relative L2 error of the outputs of a graph without logits. By default 0.1 for "
-        "int4, 0.03 for fp8, else 0.011.",
+        "nats, by default 0.1 for int4, 0.03 for fp8, else 0.011; relative L2 error of the outputs "
+        "of a graph without logits, by default 0.1 for int4, else 0.03.",
         minimum=0.0,
     )
     max_wide: int | None = option(
@@ -145,7 +146,7 @@ class Quant(Pass):
         sites = [site for site in found.sites if site.name not in refused]
         if not sites:
             return PassResult(refusals=tuple(refusals))
-        wishes = self._wishes(ctx)
+        wishes = self._wishes(model, ctx)
         choice = decide(model, sites, wishes, ctx)
         kept = [s for s in sites if choice.plan.width(s) == "float"]
         drifts = f"{wishes.scheme.width} drifts more than {wishes.max_drift:g}"
@@ -158,9 +159,12 @@ class Quant(Pass):
         apply_plan(model, sites, choice.plan)
         return PassResult(done, tuple(refusals), notes, details)
 
-    def _wishes(self, ctx: Context) -> Wishes:
+    def _wishes(self, model: ir.Model, ctx: Context) -> Wishes:
         scheme = self._scheme(ctx.target)
-        limit = scheme.max_drift if self.max_drift is None else self.max_drift
+        limit = self.max_drift
+        if limit is None:
+            has_logits = output_names(model) == [LOGITS]
+            limit = scheme.max_drift if has_logits else scheme.max_error
         method = self.method
         if method == "auto":
             has_data = ctx.evaluate is not None and bool(ctx.calibration)

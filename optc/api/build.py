@@ -17,7 +17,7 @@ from optc.api.policies import fitted, policy_for
 from optc.api.registries import passes as pass_registry
 from optc.api.registries import targets as target_registry
 from optc.api.result import BuildResult
-from optc.api.room import check_not_built, room_note
+from optc.api.room import check_not_built, tell_room
 from optc.bundle.sign import check_private_key, sign_bundle
 from optc.bundle.write import check_writable, write_bundle
 from optc.core.context import Context, Log, Progress, no_progress, silent
@@ -111,10 +111,9 @@ def build(
     dump = [] if dumps is None else [DumpHook(dumps)]
     pipeline.run(graph, context, [TimeHook(), *dump, VerifyHook(), LogHook(log), measure])
 
-    with stage(progress, "lowering"):
-        lowered = _lower(goal, graph)
-    if (note := room_note(lowered, source.parent)) is not None:
-        log(f"note: {note}")
+    lowered = _lower(goal, graph, progress)
+    tell_room(lowered, source.parent, log)
+    speed = wanted.speed(goal, graph, log=log, progress=progress)
     packer = Packer(
         model=source,
         target=goal,
@@ -145,6 +144,7 @@ def build(
         violations=tuple(packer.violations),
         signed=sign_key is not None,
         seconds=time.perf_counter() - started,
+        speed=speed,
     )
 
 
@@ -166,8 +166,9 @@ def _check_outputs(bundle: Path, dump_dir: str | Path | None, sign_key: str | Pa
         check_private_key(sign_key)
 
 
-def _lower(target: Target, graph: ir.Model) -> ir.Model:
+def _lower(target: Target, graph: ir.Model, progress: Progress) -> ir.Model:
     reasons = target.refuses(graph)
     if reasons:
         raise UnsupportedError("; ".join(reasons[:3]), where=f"target '{target.name}'")
-    return target.lower(graph)
+    with stage(progress, "lowering"):
+        return target.lower(graph)

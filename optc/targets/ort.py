@@ -19,6 +19,8 @@ from optc.targets.ort_session import OrtSession
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from optc.targets.speed import Speed
+
 __all__ = ["ENGINE", "Ort"]
 
 ENGINE = "engine.onnx"
@@ -55,6 +57,15 @@ class Ort(Target):
         from optc.targets.ort_lower import lowered
 
         return lowered(model)
+
+    def speed(self, model: ir.Model) -> tuple[Speed, ...]:
+        """Kinds of products that most weights belong to, by token and by prompt."""
+        from optc.rewrite.encode_once import encoder_in_line
+        from optc.targets.ort_speed import Stopwatch
+
+        copy = model.clone()
+        with encoder_in_line(copy):
+            return Stopwatch(self.lower, self.threads, self.name).speeds(copy)
 
     def build(self, model: ir.Model, folder: Path) -> dict[str, Any]:
         """Write `engine.onnx` and `engine.onnx.data`, read them back, open them, compare."""
