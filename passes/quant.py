@@ -56,46 +56,48 @@ class Quant(Pass):
     scheme: str = option(
         "int8",
         "int8, int8-dynamic (a range for each token), fp8: weights and activations; w8, int4: "
-        "weights only.",
+        "weights only",
         choices=tuple(SCHEMES),
     )
     max_drift: float | None = option(
         None,
-        "Largest drift on held-out calibration data: KL divergence of next-token distributions in "
-        "nats, by default 0.1 for int4, 0.03 for fp8, else 0.011; relative L2 error of the outputs "
-        "of a graph without logits, by default 0.1 for int4, else 0.03.",
+        "how far the outputs may move on held-out calibration data: KL divergence of next-token "
+        "distributions in nats (auto: 0.1 for int4, 0.03 for fp8, else 0.011) or, without logits, "
+        "relative L2 error (auto: 0.1 for int4, else 0.03)",
         minimum=0.0,
     )
     max_wide: int | None = option(
         None,
-        "How many activations (with int4 and w8: places that read one) may stay wide, whatever "
-        "the drift then is.",
+        "how many places may stay wide at most, whatever the drift then is; products of one "
+        "activation are one place; auto: as many as it takes",
         minimum=0,
     )
     group: int | None = option(
         None,
-        "Input channels that share a scale (int4, w8); by default 32 for int4.",
+        "inputs of an output channel that share a scale (int4, w8); auto: 32, or for w8 what the "
+        "target's kernels are exact with",
         choices=(16, 32, 64, 128),
     )
-    symmetric: bool = option(False, "Without zero points (int4); 8-bit weights never have any.")
+    symmetric: bool = option(False, "no zero points (int4); 8-bit weights never have any")
     method: str = option(
         "auto",
-        "How 4-bit weights are rounded: rtn (to the nearest), awq, gptq, awq-gptq; auto: gptq "
-        "where there is calibration data.",
+        "how 4-bit weights are rounded: rtn: to the nearest step; awq, gptq, awq-gptq: so that "
+        "products stay what they are on calibration data; auto: gptq where there is any, else rtn",
         choices=("auto", "rtn", "awq", "gptq", "awq-gptq"),
     )
     vocabulary: int = option(
-        8, "Bits of tables and of products tied to them (int4).", choices=(4, 8)
+        8, "bits of tables, and of products that share one (int4)", choices=(4, 8)
     )
     calibrate: str = option(
         "auto",
-        "Range of static activations: minmax, percentile (99.99), entropy, mse, or auto: a margin "
-        "that is judged on held-out samples.",
+        "how far one range for all data reaches (int8, fp8): minmax, percentile (99.99), entropy, "
+        "mse; auto: with the margin that serves samples best which it was not taken from",
         choices=("auto", *METHODS),
     )
     smooth: str = option(
         "auto",
-        "auto: even out the channels of activations by scaling weights; off: do not.",
+        "auto: even out the channels of activations by scaling weights, where that helps; off: do "
+        "not",
         choices=("auto", "off"),
     )
 
