@@ -174,7 +174,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def section(rows: Sequence[Row]) -> str:
+def section(rows: Sequence[Row], note: str = "") -> str:
     """What the documentation says under `TITLE`."""
     packages = ("onnxruntime", "onnx", "onnx-ir", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
@@ -187,7 +187,8 @@ def section(rows: Sequence[Row]) -> str:
         "over the size of the weights that go in; below 1 they are never in memory at once. How "
         "it is done: [Builds of any size](scale.md)."
     )
-    return f"{head}\n\n{table(rows)}\n\nVersions: {versions}."
+    parts = [head, table(rows), note, f"Versions: {versions}."]
+    return "\n\n".join(part for part in parts if part)
 
 
 def main() -> None:
@@ -198,6 +199,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="add all numbers to this file, a row a line")
     parser.add_argument("--write", action="store_true", help="put the table into the docs")
     parser.add_argument("--from", dest="source", type=Path, help="rows of an earlier --json")
+    parser.add_argument("--note", default="", help="a paragraph under the table")
     options = parser.parse_args()
     rows: list[Row] = []
     if options.source is not None:
@@ -211,7 +213,7 @@ def main() -> None:
             if options.json is not None:
                 with options.json.open("a", encoding="utf-8") as file:
                     file.writelines(f"{json.dumps(dataclasses.asdict(row))}\n" for row in found)
-    text = section(rows)
+    text = section(rows, options.note)
     print(text)
     if options.write:
         PAGE.write_text(replace_section(PAGE.read_text(encoding="utf-8"), TITLE, text), "utf-8")

@@ -62,8 +62,8 @@ class Quant(Pass):
     max_drift: float | None = option(
         None,
         "how far the outputs may move on held-out calibration data: KL divergence of next-token "
-        "distributions in nats, auto: 0.1 for int4, 0.03 for fp8, else 0.011; without logits, "
-        "relative L2 error, auto: 0.1 for int4, else 0.03",
+        "distributions in nats (auto: 0.1 for int4, 0.03 for fp8, else 0.011) or, without logits, "
+        "relative L2 error (auto: 0.1 for int4, else 0.03)",
         minimum=0.0,
     )
     max_wide: int | None = option(

@@ -25,7 +25,7 @@ from optc.parity.hook import weight_bytes
 
 __all__ = ["Forecast", "Machine", "check_forecast", "make_forecast"]
 
-# What a build without evidence takes, measured from 0.5 to 8 billion weights, and some more.
+# What a build without evidence takes, measured from 0.5 to 3 billion weights (0.3 GiB), and more.
 _STREAMING = 768 << 20
 # ONNX Runtime packs weights for its kernels, and widens those of 16 bits to 32 on the CPU: opening
 # half a billion of them took 1.14 and 2.4 times their size. The rest is for what flows.
