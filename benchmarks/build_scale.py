@@ -25,6 +25,8 @@ from pathlib import Path
 
 from page import PAGE, replace_section
 
+from optc.core.machine import free_memory_bytes
+
 ROOT = Path(__file__).resolve().parents[1]
 TITLE = "## Builds of any size"
 PASSES = "flash,kv,quant:scheme=int4:method=rtn:group=32"
@@ -82,12 +84,24 @@ def peer_command(model: Path, out: Path) -> list[str]:
 COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {OPTC: optc_command, PEER: peer_command}
 
 
+NEEDS = {OPTC: 0.0, PEER: 1.7}
+"""Memory over the size of the weights, about, to know what is better not tried."""
+
+
+def weights_of(model: Path) -> int:
+    """Bytes of the weights beside a graph."""
+    return model.with_name(f"{model.name}.data").stat().st_size
+
+
 def measure(size: str, name: str, model: Path, folder: Path) -> Row:
-    """Run one build and delete what it wrote."""
+    """Run one build and delete what it wrote; one that would not fit in memory is not tried."""
+    needs, free = NEEDS[name] * weights_of(model), free_memory_bytes() or 0
+    if needs > free:
+        problem = f"not tried: it needs about {needs / _GIB:.0f} GiB, {free / _GIB:.0f} are free"
+        return Row(size, name, weights_of(model), 0, 0, 0, 0, problem)
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    weights = model.with_name(f"{model.name}.data").stat().st_size
     started = time.perf_counter()
     log = folder / "log"
     with log.open("wb") as said:
@@ -108,7 +122,7 @@ def measure(size: str, name: str, model: Path, folder: Path) -> Row:
     return Row(
         size=size,
         name=name,
-        weights=weights,
+        weights=weights_of(model),
         rss=usage.ru_maxrss * 1024,
         cpu=usage.ru_utime + usage.ru_stime,
         wall=time.perf_counter() - started,
@@ -120,21 +134,22 @@ def measure(size: str, name: str, model: Path, folder: Path) -> Row:
 def measure_size(size: str, folder: Path, names: Sequence[str]) -> list[Row]:
     """All builds of one size; the graph is deleted afterwards."""
     graph = folder / size
-    script = [sys.executable, str(ROOT / "benchmarks" / "llama_graph.py"), size, str(graph)]
-    subprocess.run(script, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    try:
-        rows = []
-        for name in names:
-            row = measure(size, name, graph / "model.onnx", folder)
-            print(text_of(row), file=sys.stderr, flush=True)
-            rows.append(row)
-        return rows
-    finally:
-        shutil.rmtree(graph)
+    if not (graph / "model.onnx").is_file():
+        script = [sys.executable, str(ROOT / "benchmarks" / "llama_graph.py"), size, str(graph)]
+        subprocess.run(script, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    rows = []
+    for name in names:
+        row = measure(size, name, graph / "model.onnx", folder)
+        print(text_of(row), file=sys.stderr, flush=True)
+        rows.append(row)
+    shutil.rmtree(graph)
+    return rows
 
 
 def text_of(row: Row) -> str:
     """One line for people."""
+    if not row.rss:
+        return f"{row.size} B, {row.name}: {row.problem}"
     end = f", {row.problem}" if row.problem else ""
     numbers = f"{row.rss / _GIB:.2f} GiB, {row.cpu:.1f} processor seconds, {row.wall:.1f} s"
     return f"{row.size} B, {row.name}: {numbers}, {row.written / 1e9:.2f} GB written{end}"
@@ -148,20 +163,18 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         bold = "**" if row.name == OPTC else ""
-        cells = [
-            f"{row.weights / 2e9:.2f} billion",
-            f"{bold}{row.name}{bold}",
-            f"{row.rss / _GIB:.2f}",
-            f"{row.rss / row.weights:.2f}",
-            f"{row.cpu:.1f}",
-            f"{row.cpu / row.weights * 1e9:.1f}",
-            row.problem or f"{row.written / 1e9:.2f}",
-        ]
+        cells = [f"{row.weights / 2e9:.2f} billion", f"{bold}{row.name}{bold}"]
+        if row.problem:
+            cells += [row.problem, "", "", "", ""]
+        else:
+            cells += [f"{row.rss / _GIB:.2f}", f"{row.rss / row.weights:.2f}"]
+            cells += [f"{row.cpu:.1f}", f"{row.cpu / row.weights * 1e9:.1f}"]
+            cells.append(f"{row.written / 1e9:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def section(rows: Sequence[Row]) -> str:
+def section(rows: Sequence[Row], note: str = "") -> str:
     """What the documentation says under `TITLE`."""
     packages = ("onnxruntime", "onnx", "onnx-ir", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
@@ -174,7 +187,8 @@ def section(rows: Sequence[Row]) -> str:
         "over the size of the weights that go in; below 1 they are never in memory at once. How "
         "it is done: [Builds of any size](scale.md)."
     )
-    return f"{head}\n\n{table(rows)}\n\nVersions: {versions}."
+    parts = [head, table(rows), note, f"Versions: {versions}."]
+    return "\n\n".join(part for part in parts if part)
 
 
 def main() -> None:
@@ -185,6 +199,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="add all numbers to this file, a row a line")
     parser.add_argument("--write", action="store_true", help="put the table into the docs")
     parser.add_argument("--from", dest="source", type=Path, help="rows of an earlier --json")
+    parser.add_argument("--note", default="", help="a paragraph under the table")
     options = parser.parse_args()
     rows: list[Row] = []
     if options.source is not None:
@@ -198,7 +213,7 @@ def main() -> None:
             if options.json is not None:
                 with options.json.open("a", encoding="utf-8") as file:
                     file.writelines(f"{json.dumps(dataclasses.asdict(row))}\n" for row in found)
-    text = section(rows)
+    text = section(rows, options.note)
     print(text)
     if options.write:
         PAGE.write_text(replace_section(PAGE.read_text(encoding="utf-8"), TITLE, text), "utf-8")

@@ -125,7 +125,7 @@ CONTENDERS = (
     _ours("int4, g128", WEIGHTS_4_128, "scheme=int4:group=128"),
     _ort("MatMulNBits RTN, b128", WEIGHTS_4_128, "nbits:rtn:4:128"),
     _ort("MatMulNBits HQQ, b128", WEIGHTS_4_128, "nbits:hqq:4:128"),
-    _ort("MatMulNBits GPTQ, b128", WEIGHTS_4_128, "nbits:gptq:4:128"),
+    _ort("MatMulNBits GPTQ, b128", WEIGHTS_4_128, "nbits:gptq:4:128", optional=True),
     _peer("Model Optimizer int4 AWQ, b128", WEIGHTS_4_128, "modelopt", "int4:awq_lite:128"),
     _peer("Olive RTN, b128", WEIGHTS_4_128, "olive", "rtn:4:128"),
     _ours("int4, g32", WEIGHTS_4_32, "scheme=int4:group=32"),
@@ -133,6 +133,6 @@ CONTENDERS = (
     _ort("MatMulNBits RTN, b32, embeddings too", WEIGHTS_4_32, "nbits:embeddings:4:32"),
     _ort("MatMulNBits k-quant, b32", WEIGHTS_4_32, "nbits:k_quant:4:32"),
     _ort("MatMulNBits HQQ, b32", WEIGHTS_4_32, "nbits:hqq:4:32"),
-    _ort("MatMulNBits GPTQ, b32", WEIGHTS_4_32, "nbits:gptq:4:32"),
+    _ort("MatMulNBits GPTQ, b32", WEIGHTS_4_32, "nbits:gptq:4:32", optional=True),
     _peer("Olive RTN, b32", WEIGHTS_4_32, "olive", "rtn:4:32"),
 )

@@ -26,11 +26,12 @@ import onnx_ir.passes.common as common
 from optc.core.base import Pass, PassResult, Promise, Refusal, option
 from optc.core.context import Context
 from optc.core.errors import PassContractError, SampleError, UnsupportedError, UsageError
-from optc.ir.interface import ports
+from optc.ir.interface import LOGITS, ports
 from optc.rewrite.calibration import cut_to_cache
 from optc.rewrite.encode_once import encoder_in_line
 from optc.rewrite.quant_apply import apply_plan
 from optc.rewrite.quant_decide import Wishes, decide
+from optc.rewrite.quant_drift import output_names
 from optc.rewrite.quant_footprint import saved_bytes
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_range import METHODS
@@ -55,46 +56,48 @@ class Quant(Pass):
     scheme: str = option(
         "int8",
         "int8, int8-dynamic (a range for each token), fp8: weights and activations; w8, int4: "
-        "weights only.",
+        "weights only",
         choices=tuple(SCHEMES),
     )
     max_drift: float | None = option(
         None,
-        "Largest drift on held-out calibration data: KL divergence of next-token distributions in "
-        "nats, or relative L2 error of the outputs of a graph without logits. By default 0.1 for "
-        "int4, 0.03 for fp8, else 0.011.",
+        "how far the outputs may move on held-out calibration data: KL divergence of next-token "
+        "distributions in nats (auto: 0.1 for int4, 0.03 for fp8, else 0.011) or, without logits, "
+        "relative L2 error (auto: 0.1 for int4, else 0.03)",
         minimum=0.0,
     )
     max_wide: int | None = option(
         None,
-        "How many activations (with int4 and w8: places that read one) may stay wide, whatever "
-        "the drift then is.",
+        "how many places may stay wide at most, whatever the drift then is; products of one "
+        "activation are one place; auto: as many as it takes",
         minimum=0,
     )
     group: int | None = option(
         None,
-        "Input channels that share a scale (int4, w8); by default 32 for int4.",
+        "inputs of an output channel that share a scale (int4, w8); auto: 32, or for w8 what the "
+        "target's kernels are exact with",
         choices=(16, 32, 64, 128),
     )
-    symmetric: bool = option(False, "Without zero points (int4); 8-bit weights never have any.")
+    symmetric: bool = option(False, "no zero points (int4); 8-bit weights never have any")
     method: str = option(
         "auto",
-        "How 4-bit weights are rounded: rtn (to the nearest), awq, gptq, awq-gptq; auto: gptq "
-        "where there is calibration data.",
+        "how 4-bit weights are rounded: rtn: to the nearest step; awq, gptq, awq-gptq: so that "
+        "products stay what they are on calibration data; auto: gptq where there is any, else rtn",
         choices=("auto", "rtn", "awq", "gptq", "awq-gptq"),
     )
     vocabulary: int = option(
-        8, "Bits of tables and of products tied to them (int4).", choices=(4, 8)
+        8, "bits of tables, and of products that share one (int4)", choices=(4, 8)
     )
     calibrate: str = option(
         "auto",
-        "Range of static activations: minmax, percentile (99.99), entropy, mse, or auto: a margin "
-        "that is judged on held-out samples.",
+        "how far one range for all data reaches (int8, fp8): minmax, percentile (99.99), entropy, "
+        "mse; auto: with the margin that serves samples best which it was not taken from",
         choices=("auto", *METHODS),
     )
     smooth: str = option(
         "auto",
-        "auto: even out the channels of activations by scaling weights; off: do not.",
+        "auto: even out the channels of activations by scaling weights, where that helps; off: do "
+        "not",
         choices=("auto", "off"),
     )
 
@@ -145,7 +148,7 @@ class Quant(Pass):
         sites = [site for site in found.sites if site.name not in refused]
         if not sites:
             return PassResult(refusals=tuple(refusals))
-        wishes = self._wishes(ctx)
+        wishes = self._wishes(model, ctx)
         choice = decide(model, sites, wishes, ctx)
         kept = [s for s in sites if choice.plan.width(s) == "float"]
         drifts = f"{wishes.scheme.width} drifts more than {wishes.max_drift:g}"
@@ -158,9 +161,12 @@ class Quant(Pass):
         apply_plan(model, sites, choice.plan)
         return PassResult(done, tuple(refusals), notes, details)
 
-    def _wishes(self, ctx: Context) -> Wishes:
+    def _wishes(self, model: ir.Model, ctx: Context) -> Wishes:
         scheme = self._scheme(ctx.target)
-        limit = scheme.max_drift if self.max_drift is None else self.max_drift
+        limit = self.max_drift
+        if limit is None:
+            has_logits = output_names(model) == [LOGITS]
+            limit = scheme.max_drift if has_logits else scheme.max_error
         method = self.method
         if method == "auto":
             has_data = ctx.evaluate is not None and bool(ctx.calibration)

@@ -15,11 +15,11 @@ from optc.api.log import stage
 from optc.api.outputs import bundle_path, check_folder, folder_bytes
 from optc.api.pack import Packer
 from optc.api.policies import fitted, policy_for
-from optc.api.prefill import check_alike, read_prefill, run_passes
+from optc.api.prefill import calls_of, check_alike, read_prefill, run_passes
 from optc.api.registries import passes as pass_registry
 from optc.api.registries import targets as target_registry
 from optc.api.result import BuildResult
-from optc.api.room import check_not_built, room_note
+from optc.api.room import check_not_built, tell_room
 from optc.bundle.sign import check_private_key, sign_bundle
 from optc.bundle.write import check_writable, write_bundle
 from optc.core.context import Context, Log, Progress, no_progress, silent
@@ -111,13 +111,12 @@ def build(
     check_forecast(needs, force=force, log=log)
     data = wanted.find(graph, source, seed=seed, log=log, progress=progress)
     context = Context(OrtEvaluator(), data.calibration, goal.name, seed, progress)
-
     measure = wanted.hook(data.reference, limits, force=force, progress=progress)
     other = run_passes(graph, pipeline, second, context, measure, dump_dir=dumps, log=log)
 
-    with stage(progress, "lowering"):
-        lowered = _lower(goal, graph, other)
-    _say_room(lowered[0], source.parent, log)
+    lowered = _lower(goal, graph, other, progress)
+    tell_room(lowered[0], source.parent, log)
+    speed = wanted.speed(goal, calls_of(graph, other, second), log=log, progress=progress)
     packer = Packer(
         model=source,
         target=goal,
@@ -150,6 +149,7 @@ def build(
         violations=tuple(packer.violations),
         signed=sign_key is not None,
         seconds=time.perf_counter() - started,
+        speed=speed,
     )
 
 
@@ -176,23 +176,20 @@ def _check_outputs(bundle: Path, dump_dir: str | Path | None, sign_key: str | Pa
         check_private_key(sign_key)
 
 
-def _say_room(lowered: ir.Model, folder: Path, log: Log) -> None:
-    note = room_note(lowered, folder)
-    if note is not None:
-        log(f"note: {note}")
-
-
-def _lower(target: Target, graph: ir.Model, other: ir.Model | None) -> list[ir.Model]:
+def _lower(
+    target: Target, graph: ir.Model, other: ir.Model | None, progress: Progress
+) -> list[ir.Model]:
     """What engines are made of: of one graph, or of two that can share caches."""
-    lowered = [_lowered(target, graph)]
+    lowered = [_lowered(target, graph, progress)]
     if other is not None:
-        lowered.append(_lowered(target, other))
+        lowered.append(_lowered(target, other, progress))
         check_alike(*lowered)
     return lowered
 
 
-def _lowered(target: Target, graph: ir.Model) -> ir.Model:
+def _lowered(target: Target, graph: ir.Model, progress: Progress) -> ir.Model:
     reasons = target.refuses(graph)
     if reasons:
         raise UnsupportedError("; ".join(reasons[:3]), where=f"target '{target.name}'")
-    return target.lower(graph)
+    with stage(progress, "lowering"):
+        return target.lower(graph)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
+from optc.api.log import stage
 from optc.api.samples import calibration_of, find_reference, given_reference
 from optc.core.context import Feeds, Log, Progress
 from optc.core.errors import UsageError
@@ -14,7 +16,9 @@ from optc.ir.reference import NOTHING, Reference
 from optc.parity.hook import CompareHook
 from optc.parity.policy import Policy
 from optc.parity.unmeasured import UnmeasuredHook
+from optc.targets.base import Target
 from optc.targets.evaluate import open_model
+from optc.targets.speed import Speed, speed_notes
 
 __all__ = ["EVIDENCE", "Data", "Wanted"]
 
@@ -90,3 +94,29 @@ class Wanted:
         if not self.is_measured:
             return UnmeasuredHook()
         return CompareHook(open_model, reference, limits, force=force, progress=progress)
+
+    def speed(
+        self,
+        target: Target,
+        engines: Sequence[tuple[ir.Model, range]],
+        *,
+        log: Log,
+        progress: Progress,
+    ) -> tuple[Speed, ...]:
+        """Time quantised products beside float, and say which are slower.
+
+        Args:
+            target: What times them; nothing is timed where it cannot run here.
+            engines: The canonical graph of each, with the numbers of new tokens that it runs.
+            log: Told a sentence for what is slower.
+            progress: Told when it begins and ends.
+        """
+        if not self.is_measured or target.unavailable() is not None:
+            return ()
+        with stage(progress, "timing quantised products"):
+            found = [
+                speed.among(calls) for graph, calls in engines for speed in target.speed(graph)
+            ]
+        for note in speed_notes(found):
+            log(f"note: {note}")
+        return tuple(found)

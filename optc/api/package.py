@@ -26,6 +26,9 @@ from optc.targets.ort_session import OrtSession
 __all__ = ["ECOSYSTEMS", "PackageResult", "package"]
 
 MODEL = "model.onnx"
+_WITHOUT_PREFILL = (
+    "it has the engine that decodes, and no other: it reads prompts with that one, too"
+)
 ECOSYSTEMS: dict[str, Callable[[ir.Model, Facts, Path], None]] = {
     "genai": for_genai,
     "optimum": for_optimum,
@@ -43,6 +46,7 @@ class PackageResult:
         folder: Where it lies.
         context: Most tokens of a sequence, prompt included, that it says the model takes.
         seconds: The whole command.
+        notes: What is not in it, each a sentence.
     """
 
     bundle: Path
@@ -50,6 +54,7 @@ class PackageResult:
     folder: Path
     context: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The document `optc.package/1`; see `docs/json.md`."""
@@ -62,6 +67,7 @@ class PackageResult:
             "bytes": folder_bytes(self.folder),
             "context": self.context,
             "seconds": self.seconds,
+            "notes": list(self.notes),
         }
 
 
@@ -76,7 +82,8 @@ def package(
     """Write a folder that optimum or onnxruntime-genai runs; see `docs/ecosystem.md`.
 
     The engine gets the inputs that these use in the place of `cache_lengths`, and is opened once.
-    Weights are copied. Everything is written aside, then renamed.
+    Weights are copied. Of two engines it is the one that decodes: these runtimes run one graph for
+    all calls. Everything is written aside, then renamed.
 
     Args:
         bundle: A bundle for the target `ort`, with a cache.
@@ -109,4 +116,5 @@ def package(
         with stage(progress, "opening the engine"), OrtSession(staging / MODEL):
             pass
     seconds = time.perf_counter() - started
-    return PackageResult(Path(bundle), ecosystem, Path(out), facts.context, seconds)
+    notes = () if read.manifest.engine.prefill_from is None else (_WITHOUT_PREFILL,)
+    return PackageResult(Path(bundle), ecosystem, Path(out), facts.context, seconds, notes)

@@ -7,6 +7,7 @@ best for each. Both graphs come from one: passes run once up to the first that d
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from optc.parity.hook import CompareHook
 from optc.parity.unmeasured import UnmeasuredHook
 from optc.targets.base import Target
 
-__all__ = ["LABEL", "Prefill", "check_alike", "read_prefill", "run_passes"]
+__all__ = ["LABEL", "Prefill", "calls_of", "check_alike", "read_prefill", "run_passes"]
 
 LABEL = "prefill: "
 """What stands before the names of passes that ran for the second engine."""
@@ -172,6 +173,15 @@ def run_passes(
     measure.rows += judge.rows
     measure.violations += judge.violations
     return other
+
+
+def calls_of(
+    graph: ir.Model, other: ir.Model | None, prefill: Prefill | None
+) -> list[tuple[ir.Model, range]]:
+    """What each engine is made of, with the numbers of new tokens of the calls that it runs."""
+    if other is None or prefill is None:
+        return [(graph, range(1, sys.maxsize))]
+    return [(graph, range(1, prefill.start)), (other, range(prefill.start, sys.maxsize))]
 
 
 def check_alike(one: ir.Model, other: ir.Model) -> None:

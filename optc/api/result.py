@@ -9,6 +9,7 @@ from typing import Any
 from optc.parity.metrics import Metrics
 from optc.parity.policy import Check, Policy
 from optc.parity.report import Row, rows_as_json
+from optc.targets.speed import Speed
 
 __all__ = ["BuildResult", "VerifyResult", "evidence_text"]
 
@@ -45,6 +46,7 @@ class BuildResult:
         violations: Rules that do not hold, each a sentence; only with `force` can there be any.
         signed: Whether the bundle carries a signature.
         seconds: Wall-clock seconds of the whole build.
+        speed: Quantised products beside float on this machine; the bundle does not hold it.
     """
 
     model: Path
@@ -61,6 +63,7 @@ class BuildResult:
     violations: tuple[str, ...]
     signed: bool
     seconds: float
+    speed: tuple[Speed, ...] = ()
 
     @property
     def evidence(self) -> str:
@@ -90,6 +93,7 @@ class BuildResult:
             "violations": list(self.violations),
             "signed": self.signed,
             "seconds": round(self.seconds, 3),
+            "speed": [speed.as_json() for speed in self.speed],
         }
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from optc.bundle.layout import MANIFEST
+from optc.core.context import Log
 from optc.core.errors import InputError
 from optc.ir.interface import cache_ports, ports
 from optc.runtime.limits import Limit, configured_limit, least, positions_limit
 from optc.targets.ort import ENGINE, PREFILL
 from optc.targets.ort_cache import IN_PLACE, MOST_TOKENS
 
-__all__ = ["check_not_built", "model_limit", "room_note"]
+__all__ = ["check_not_built", "model_limit", "tell_room"]
 
 
 def check_not_built(model: ir.Model, path: Path) -> None:
@@ -30,19 +31,19 @@ def check_not_built(model: ir.Model, path: Path) -> None:
     raise InputError(f"it is a built engine{cached}", where=str(path), remedy=remedy)
 
 
-def room_note(lowered: ir.Model, folder: Path) -> str | None:
+def tell_room(lowered: ir.Model, folder: Path, log: Log) -> None:
     """Say that caches have more room than the model has positions, or was trained for.
 
     Args:
         lowered: What the engine is made of.
         folder: Where the model lies, with its `config.json`.
+        log: Told, if it is so.
     """
     caches = cache_ports(ports(lowered.graph.inputs))
     sizes = [c.capacity for c in caches if c.capacity is not None and not c.is_cross]
     limit = model_limit(lowered, folder)
-    if not sizes or limit is None or min(sizes) <= limit.tokens:
-        return None
-    return f"kv:max={min(sizes)} has room that is never used: {limit}"
+    if sizes and limit is not None and min(sizes) > limit.tokens:
+        log(f"note: kv:max={min(sizes)} has room that is never used: {limit}")
 
 
 def model_limit(lowered: ir.Model, folder: Path | None) -> Limit | None:

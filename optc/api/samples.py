@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,9 +12,11 @@ import onnx_ir as ir
 from optc.core.context import Feeds, Log, Progress
 from optc.core.errors import ModelFileError, SampleError, UnsupportedError
 from optc.core.session import Port
+from optc.ir.calibration_file import load_calibration
 from optc.ir.interface import ports
 from optc.ir.reference import Reference, load_reference
 from optc.parity.oracle import make_reference
+from optc.parity.signature import table_rows
 from optc.targets.evaluate import open_model
 from optc.targets.ort_session import OrtSession
 
@@ -95,11 +97,26 @@ def calibration_of(
     Raises:
         SampleError: The file cannot be read or does not fit the graph.
     """
-    source = reference
     if given is not None:
-        source = load_reference(given)
-        source.check(*_signature(graph), str(given))
-    return source.calibration or tuple(sample.inputs for sample in source.samples)
+        samples = load_calibration(given, ports(graph.graph.inputs))
+        _check_ids(samples, graph, str(given))
+        return samples
+    return reference.calibration or tuple(sample.inputs for sample in reference.samples)
+
+
+def _check_ids(samples: Sequence[Feeds], graph: ir.Model, where: str) -> None:
+    """See that integers which tables are looked up with have a row there."""
+    for value in graph.graph.inputs:
+        rows, name = table_rows(value), str(value.name)
+        for index, feeds in enumerate(samples if rows is not None else ()):
+            largest = max(int(feeds[name].max()), -int(feeds[name].min()) - 1)
+            if rows is not None and largest >= rows:
+                problem = f"'{name}' goes up to {int(feeds[name].max())}, the table has {rows} rows"
+                raise SampleError(
+                    problem,
+                    where=f"{where}: calibration {index}",
+                    remedy="make the ids with the model's own tokenizer",
+                )
 
 
 def without_prompts(reference: Reference) -> Reference:

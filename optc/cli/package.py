@@ -32,3 +32,5 @@ def package(bundle: str, ecosystem: str, out: str, context: int | None, as_json:
         return
     limit = f"sequences of up to {result.context} tokens"
     click.echo(f"wrote {result.folder} ({size(document['bytes'])}) for {ecosystem}, {limit}")
+    for note in result.notes:
+        click.echo(f"note: {note}")

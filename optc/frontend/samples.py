@@ -12,6 +12,7 @@ Without a tokenizer, token ids are random. The same source, text and seed give t
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -24,6 +25,7 @@ from optc.frontend.paragraphs import Texts
 from optc.frontend.source import Kind, Source
 from optc.frontend.token_ids import IdRange
 from optc.frontend.tokens import Rows, batch_of, prompt_rows
+from optc.frontend.written import written
 from optc.ir.reference import Reference, Sample
 
 __all__ = ["Limits", "make_reference"]
@@ -33,6 +35,8 @@ __all__ = ["Limits", "make_reference"]
 _JUDGED_TOKENS = (48, 16, 40, 24, 32, 20, 36, 28)
 _CALIBRATION_TOKENS = 128
 _CALIBRATION_COUNT = 16
+_WRITTEN_TOKENS = 256
+_START_TOKENS = 8
 _PROMPTS = 8
 _CONTINUATION_TOKENS = 64
 
@@ -82,6 +86,7 @@ def make_reference(
         limits = limits or Limits()
         judged = list(_judged(source, texts, samples, limits, rng))
         calibration = list(_calibration(source, texts, limits, rng))
+        calibration = _with_written(source, calibration, limits, rng, progress)
     constant = _constant(judged) if source.kind is Kind.MODULE else {}
     for name, value in constant.items():
         log(f"the input '{name}' is {value} everywhere in the example, and in every sample")
@@ -120,6 +125,25 @@ def _calibration(
             if i == 0:
                 raise
             return  # a user's text is short: calibrate on what there is
+
+
+def _with_written(
+    source: Source,
+    given: list[dict[str, Array]],
+    limits: Limits,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> list[dict[str, Array]]:
+    """Calibration data with texts in between that a causal language model writes itself."""
+    length = min(_WRITTEN_TOKENS, source.max_tokens or _WRITTEN_TOKENS)
+    starts = [feeds["input_ids"][:1, :_START_TOKENS] for feeds in given if "input_ids" in feeds]
+    starts = [start for start in starts if start.shape[1] == _START_TOKENS]
+    is_free = not limits.tokens and not limits.batch and list(source.inputs) == ["input_ids"]
+    if source.kind is not Kind.CAUSAL_LM or not is_free or not starts or length <= _START_TOKENS:
+        return given
+    texts = written(source.module, np.concatenate(starts), length, rng, progress)
+    own = [{"input_ids": row[None]} for row in texts]
+    return [feeds for pair in itertools.zip_longest(given, own) for feeds in pair if feeds]
 
 
 def _limited(tokens: int, source: Source, limits: Limits) -> int:

@@ -23,7 +23,7 @@ from optc.core.errors import OutputError, SampleError
 from optc.core.npz import DAMAGED
 from optc.core.session import Port
 
-__all__ = ["NOTHING", "Reference", "Sample", "load_reference", "save_reference"]
+__all__ = ["NOTHING", "Reference", "Sample", "check_inputs", "load_reference", "save_reference"]
 
 VERSION = 1
 _REMEDY = "make it with 'optc reference'"
@@ -70,11 +70,20 @@ class Reference:
             _check_arrays(sample.inputs, wanted, f"{where}: sample {index}", "input")
             _check_arrays(sample.outputs, given, f"{where}: sample {index}", "output")
         for index, feeds in enumerate(self.calibration):
-            _check_arrays(feeds, wanted, f"{where}: calibration {index}", "input")
+            check_inputs(feeds, wanted.values(), f"{where}: calibration {index}")
 
 
 NOTHING = Reference("none", (), note="No graph was run.")
 """Where there are no samples, and none were made."""
+
+
+def check_inputs(feeds: Mapping[str, Array], inputs: Iterable[Port], where: str) -> None:
+    """See that one sample fits the inputs of a graph.
+
+    Raises:
+        SampleError: A missing or unknown name, a wrong rank, size or dtype, nothing in it, NaN.
+    """
+    _check_arrays(feeds, {port.name: port for port in inputs}, where, "input")
 
 
 def _check_arrays(
@@ -95,6 +104,8 @@ def _check_arrays(
         if kind == "input" and array.dtype.name != port.dtype:
             problem = f"{kind} '{name}' is {array.dtype.name}, the model's is {port.dtype}"
             raise SampleError(problem, where=where, remedy=_REMEDY)
+        if kind == "input" and not array.size and all(n != 0 for n in port.shape):
+            raise SampleError(f"{kind} '{name}' is empty, {list(array.shape)}", where=where)
         if array.dtype.kind == "f" and np.isnan(array).any():
             raise SampleError(f"{kind} '{name}' contains NaN", where=where)
 

@@ -18,6 +18,7 @@ from optc.core.base import Promise
 from optc.parity.metrics import Metrics
 from optc.parity.policy import Policy
 from optc.parity.rows import COLUMNS, Row, cells, evidence, rows_as_json
+from optc.parity.site_plot import SitePlot, site_plot
 
 __all__ = ["Row", "evidence", "render_html", "render_table", "rows_as_json"]
 
@@ -138,6 +139,8 @@ class _Section:
     refusals: dict[str, list[str]]
     change: dict[str, str]
     details: dict[str, str]
+    lists: dict[str, list[str]]
+    plot: SitePlot | None
 
     @classmethod
     def of(cls, row: Row) -> _Section:
@@ -146,8 +149,21 @@ class _Section:
         refusals: dict[str, list[str]] = {}
         for refusal in row.refusals:
             refusals.setdefault(refusal.reason, []).append(refusal.site)
-        details = {key: _text(value) for key, value in row.details.items()}
-        return cls(row, _PROMISES.get(row.promise, row.promise), refusals, shown, details)
+        lists = {
+            k: [_line(v) for v in value] for k, value in row.details.items() if _is_long(value)
+        }
+        details = {key: _text(value) for key, value in row.details.items() if key not in lists}
+        promise, plot = _PROMISES.get(row.promise, row.promise), site_plot(row.details)
+        return cls(row, promise, refusals, shown, details, lists, plot)
+
+
+def _is_long(value: Any) -> bool:
+    """A list that would fill the page: it is folded, one entry a line."""
+    return isinstance(value, list) and (len(value) > 10 or any(isinstance(v, dict) for v in value))
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _text(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from optc.rewrite.quant_drift import DriftMeter
 from optc.rewrite.quant_fit import Fit
 from optc.rewrite.quant_plan import Plan
 from optc.rewrite.quant_sites import Site, weight_groups
-from optc.rewrite.quant_units import constant_of
+from optc.rewrite.quant_units import constant_of, source_of
 
 __all__ = ["Choice"]
 
@@ -23,6 +24,8 @@ _WIDTHS = {
     "w8": "W8 (int8 weights, float activations)",
     "float": "float",
 }
+
+_NAMED = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Choice:
         return None if self.meter is None else self.meter.measure(self.plan)
 
     def notes(self, sites: Sequence[Site]) -> tuple[str, ...]:
-        """One sentence: how many of `sites`, at least one, have which width, and the drift."""
+        """How many of `sites`, at least one, have which width, and the drift; then the worst."""
         counts = collections.Counter(self._width(site) for site in sites)
         order = [*_WIDTHS, *(name for name in counts if name not in _WIDTHS)]
         found = [(counts[name], _WIDTHS.get(name, name)) for name in order if counts[name]]
@@ -64,7 +67,17 @@ class Choice:
             return (f"{said}; drift was not measured, there is no calibration data",)
         kind = "held-out calibration tokens" if self.held_out else "calibration tokens"
         measured = f"{self.meter.metric} {self.drift:.4f} on {self.meter.tokens} {kind}"
-        return (f"{said}; {measured}",)
+        return tuple(filter(None, (f"{said}; {measured}", self._worst(sites))))
+
+    def _worst(self, sites: Sequence[Site]) -> str:
+        """What drifts most by itself, with the width it got; empty where that was not measured."""
+        firsts = {source_of(site): site for site in reversed(sites)}
+        costly = sorted((n for n in firsts if self.costs.get(n)), key=lambda n: -self.costs[n])
+        said = [
+            f"{firsts[name].name} {self.costs[name]:.1e} ({self._width(firsts[name])})"
+            for name in costly[:_NAMED]
+        ]
+        return f"most drift by itself: {', '.join(said)}" if said else ""
 
     def details(self, sites: Sequence[Site]) -> dict[str, Any]:
         """Everything, in JSON types."""
@@ -74,12 +87,15 @@ class Choice:
         }
         if self.meter is not None:
             found |= {
-                "drift": self.drift,
+                "drift": None if self.drift is None else _finite(self.drift),
                 "drift_metric": self.meter.metric,
                 "drift_tokens": self.meter.tokens,
                 "drift_held_out": self.held_out,
                 "fitted_tokens": self.seen_tokens,
-                "trials": [dataclasses.asdict(trial) for trial in self.meter.trials],
+                "trials": [
+                    dataclasses.asdict(trial) | {"drift": _finite(trial.drift)}
+                    for trial in self.meter.trials
+                ],
             }
         return found
 
@@ -95,13 +111,14 @@ class Choice:
             row |= {"group": grid.group, "solved": site.weight.name in self.plan.solved}
         if site.weight.name in self.errors:
             row["weight_error"] = self.errors[str(site.weight.name)]
-        source = site.weight if site.activation is None else site.activation
-        if source.name in self.costs:
-            row["cost"] = self.costs[str(source.name)]
-        fit = self.fits.get(str(site.activation.name)) if site.activation is not None else None
-        if fit is not None:
-            row |= {"activation": str(site.activation.name) if site.activation else ""}
-            row |= {"activation_error": fit.error, "smooth": fit.strength}
+        if site.activation is not None:
+            row["activation"] = str(site.activation.name)
+        source = source_of(site)
+        if source in self.costs:
+            row["cost"] = _finite(self.costs[source])
+        if source in self.fits:
+            fit = self.fits[source]
+            row |= {"activation_error": _finite(fit.error), "smooth": fit.strength}
         return row
 
     def _bytes(self, sites: Sequence[Site]) -> dict[str, int]:
@@ -113,3 +130,8 @@ class Choice:
             size = np.dtype(constant.kind).itemsize
             after += grid.bytes(constant.outer, constant.inner, size)
         return {"before": before, "after": after}
+
+
+def _finite(number: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return number if math.isfinite(number) else None

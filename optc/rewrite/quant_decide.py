@@ -80,7 +80,7 @@ def decide(model: ir.Model, sites: Sequence[Site], wishes: Wishes, ctx: Context)
     if wishes.method != "rtn":
         widths = solve_weights(whole, widths, ctx, learnt, wishes.method)
     tokens = sum(map(tokens_of, learnt)) if fitted else 0
-    costs = _costs(whole, widths, meter, ctx, learnt)
+    costs = _costs(whole, widths, errors, meter, ctx, learnt)
     plan = choose_wide(meter, widths, costs, wishes.max_drift, wishes.max_wide)
     held_out = learnt is not judged
     return Choice(plan, errors, widths.fits, costs, meter, tokens, held_out=held_out)
@@ -89,6 +89,7 @@ def decide(model: ir.Model, sites: Sequence[Site], wishes: Wishes, ctx: Context)
 def _costs(
     whole: ir.Model,
     widths: Widths,
+    errors: Mapping[str, float],
     meter: DriftMeter,
     ctx: Context,
     samples: Sequence[Feeds],
@@ -98,10 +99,18 @@ def _costs(
     narrow = widths.plan(frozenset())
     if found := sensitivities(whole, units, narrow, ctx, samples):
         return found
-    squares = {u.name: widths.fits[u.name].error ** 2 for u in units if u.name in widths.fits}
+    squares = {unit.name: _local_error(unit, widths, errors) ** 2 for unit in units}
     base = meter.measure(widths.plan({unit.name for unit in units}))
     gain = max(meter.measure(narrow) - base, 0.0) / (sum(squares.values()) or 1.0)
     return {name: gain * square for name, square in squares.items()}
+
+
+def _local_error(unit: Unit, widths: Widths, errors: Mapping[str, float]) -> float:
+    """Relative error of its products, or of its weights where activations are not rounded."""
+    fit = widths.fits.get(unit.name)
+    if fit is not None:
+        return fit.error
+    return max(errors.get(str(site.weight.name), 0.0) for site in unit.sites)
 
 
 def _split(samples: Sequence[Feeds], *, halves: bool) -> tuple[Sequence[Feeds], Sequence[Feeds]]:

@@ -68,7 +68,12 @@ def distance(name: str, got: Array, expected: Array) -> tuple[float, float]:
         name: The output: divergences for logits, squared differences for all others.
         got: Of the quantised graph.
         expected: Of the float graph.
+
+    Returns:
+        The distance, infinite where `got` is not finite, and the size.
     """
+    if not np.isfinite(got).all():
+        return math.inf, 1.0
     return _divergence(got, expected) if name == LOGITS else _squares(got, expected)
 
 

@@ -18,6 +18,7 @@ from optc.core.context import Array
 __all__ = ["Grid"]
 
 _FLOAT32 = np.dtype(np.float32)
+_RUNS = 4096  # of 32 float32: half a megabyte, which stays near the processor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,16 +216,15 @@ class _Groups:
         view = self.view(rows)
         if self.turned:
             return view.min(axis=1).T, view.max(axis=1).T
-        # integers in the same order: numpy reduces short runs of these six times as fast
-        ordered = _ordered(view.view(np.int32))
-        low, high = ordered.min(axis=2), ordered.max(axis=2)
-        return _ordered(low).view(np.float32), _ordered(high).view(np.float32)
-
-
-def _ordered(bits: Array) -> Array:
-    """Bits of finite float32 numbers as integers in the order of the numbers, and back."""
-    ordered: Array = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
-    return ordered
+        # numpy reduces short runs slowly; turned around, a piece at a time, they are long ones
+        runs = view.reshape(-1, self.length)
+        low, high = np.empty(len(runs), rows.dtype), np.empty(len(runs), rows.dtype)
+        for start in range(0, len(runs), _RUNS):
+            part = slice(start, start + _RUNS)
+            turned = np.ascontiguousarray(runs[part].T)
+            turned.min(axis=0, out=low[part])
+            turned.max(axis=0, out=high[part])
+        return low.reshape(self.outer, -1), high.reshape(self.outer, -1)
 
 
 def _tiny(kind: np.dtype) -> float:

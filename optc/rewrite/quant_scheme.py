@@ -32,7 +32,8 @@ class Scheme:
         wide: Grid of one whose site is; None for float.
         table: Grid of tables, and of products that share theirs.
         rounding: How activations are rounded: `tensor`, `token`, or not at all (empty).
-        max_drift: Limit where the user gives none.
+        max_drift: Limit of divergence where the user gives none.
+        max_error: The same of the relative error of a graph without logits.
         block: Channels of a token that have a range of their own where it is rounded, by the graph
             or by the kernel; 0 for all of them, None where tokens have no ranges of their own.
     """
@@ -43,6 +44,7 @@ class Scheme:
     table: Grid
     rounding: str = ""
     max_drift: float = 0.011
+    max_error: float = 0.03
     block: int | None = None
 
     @property
@@ -83,7 +85,8 @@ def _w8(target: str, options: Grid, table: int) -> Scheme:
 
 def _int4(target: str, options: Grid, table: int) -> Scheme:
     narrow = Grid(4, options.group or _FINE, options.symmetric)
-    return Scheme("int4", narrow, _eight(target), narrow if table == 4 else _eight(target), "", 0.1)
+    table_grid = narrow if table == 4 else _eight(target)
+    return Scheme("int4", narrow, _eight(target), table_grid, max_drift=0.1, max_error=0.1)
 
 
 SCHEMES = {

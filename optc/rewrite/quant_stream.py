@@ -8,6 +8,7 @@ for a channel, the scales are computed first and kept.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,8 +17,11 @@ import onnx_ir as ir
 from optc.core.context import Array
 from optc.ir.streamed import StreamedTensor, blocks_of, read_part, sizes
 from optc.rewrite.quant_grid import Grid
+from optc.rewrite.quant_noted import Noted
 
 __all__ = ["Constant", "Solution", "Steps"]
+
+_TILE = 1 << 16  # elements
 
 
 class Steps(Protocol):
@@ -80,11 +84,17 @@ class Constant:
         In memory they lie as they do in the tensor: turning numbers of 4 bytes around is slower
         than all that is done to them here.
         """
+        return self.widened(self.read_stored(outer, inner), inner)
+
+    def read_stored(self, outer: slice, inner: slice) -> Array:
+        """The same [c,k] as it is stored, without factors."""
         if self.axis == 0:
-            part = read_part(self.tensor, outer, inner)
-        else:
-            part = read_part(self.tensor, inner, outer).T
-        rows = part.astype(np.float32, order="K")
+            return read_part(self.tensor, outer, inner)
+        return read_part(self.tensor, inner, outer).T
+
+    def widened(self, stored: Array, inner: slice) -> Array:
+        """What was stored of inputs `inner` as float32, with the factors in."""
+        rows = stored.astype(np.float32, order="K")
         if self.factors is not None:
             rows *= self.factors[inner]
         return rows
@@ -170,68 +180,44 @@ class _Source:
         raise NotImplementedError
 
 
-@dataclasses.dataclass
-class _Noted:
-    """Scales and zeros that came up when steps were computed, until they are asked for.
-
-    A model is written tensor by tensor: steps, then their scales, then their zeros. Kept until
-    then they save two more passes over the weight; kept for longer, of all weights, they would be
-    a tenth of it.
-
-    Attributes:
-        values: Scales [C,G], and zeros as bytes [C,G].
-        is_known: Which are there, [C,G].
-        waited_for: How many of each have not been asked for yet.
-    """
-
-    values: tuple[Array, Array]
-    is_known: Array
-    waited_for: list[int]
-
-    @classmethod
-    def nothing(cls, shape: tuple[int, int], kind: np.dtype[Any], grid: Grid) -> _Noted:
-        """Nothing is known yet."""
-        count = shape[0] * shape[1]
-        values = np.empty(shape, kind), np.empty(shape, np.uint8)
-        return cls(values, np.zeros(shape, bool), [count, 0 if grid.symmetric else count])
-
-    def note(self, outer: slice, groups: slice, scales: Array, zeros: Array) -> None:
-        """Keep those of one block."""
-        for kept, given in zip(self.values, (scales, zeros), strict=True):
-            kept[outer, groups] = given
-        self.is_known[outer, groups] = True
-
-    def find(self, outer: slice, groups: slice, *, of_zeros: bool) -> Array | None:
-        """Those asked for; None if not all are known."""
-        if not self.is_known[outer, groups].all():
-            return None
-        found = self.values[of_zeros][outer, groups]
-        self.waited_for[of_zeros] -= found.size
-        return found
-
-    @property
-    def is_done(self) -> bool:
-        """Whether all was asked for."""
-        return max(self.waited_for) <= 0
-
-
 class _Nearest(_Source):
     """Rounds to the nearest step."""
 
     _scales: tuple[Array, Array] | None = None
-    _noted: _Noted | None = None
+    _noted: Noted | None = None
 
     def elements(self, outer: slice, inner: slice) -> Array:
-        rows = self.constant.read(outer, inner)
         if not self.grid.group:
             scales, zeros = (part[outer] for part in self.channel_scales())
-            return self.grid.elements(rows, scales, zeros)
-        scales, zeros = self.grid.scales(rows, self.constant.kind)
+            return self.grid.elements(self.constant.read(outer, inner), scales, zeros)
         if self._noted is None:
             shape = self.constant.outer, self.grid.groups(self.constant.inner)
-            self._noted = _Noted.nothing(shape, self.constant.kind, self.grid)
-        self._noted.note(outer, self._groups(inner), scales, zeros)
-        return self.grid.elements(rows, scales, zeros)
+            self._noted = Noted.nothing(shape, self.constant.kind, self.grid)
+        block = self.constant.read_stored(outer, inner)
+        found = np.empty_like(block, self.grid.dtype.numpy())
+        groups = self._groups(inner)
+        for rows, columns in self._tiles(*block.shape):
+            tile = self.constant.widened(block[rows, columns], _moved(columns, inner.start))
+            scales, zeros = self.grid.scales(tile, self.constant.kind)
+            found[rows, columns] = self.grid.elements(tile, scales, zeros)
+            which = _moved(self._groups(columns), groups.start)
+            self._noted.note(_moved(rows, outer.start), which, scales, zeros)
+        return found
+
+    def _tiles(self, outer: int, inner: int) -> Iterator[tuple[slice, slice]]:
+        """Parts of a block of whole groups, along the axis that comes first in memory.
+
+        Small enough to stay near the processor through all that is done to them.
+        """
+        if self.constant.axis == 0:
+            step = max(1, _TILE // inner)
+            for start in range(0, outer, step):
+                yield slice(start, min(outer, start + step)), slice(0, inner)
+            return
+        group = self.grid.group
+        step = max(group, _TILE // outer // group * group)
+        for start in range(0, inner, step):
+            yield slice(0, outer), slice(start, min(inner, start + step))
 
     def scales_of(self, outer: slice, inner: slice, *, of_zeros: bool) -> Array:
         groups = self._groups(inner)
@@ -278,6 +264,10 @@ class _Given(_Source):
 
     def channel_scales(self) -> tuple[Array, Array]:
         return self._solved.scales, self._solved.zeros
+
+
+def _moved(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)
 
 
 def _bounded(part: slice, length: int) -> slice:

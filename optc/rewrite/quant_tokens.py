@@ -4,8 +4,7 @@
     x ~ Cast(Cast(Round(x / scale), int8), float) * scale
 
 A token with one large channel then costs no other token its steps (ZeroQuant, Yao et al., 2022,
-arXiv 2206.01861). QuantizeLinear cannot say this: its scale is a constant per tensor or axis, and
-DynamicQuantizeLinear has one range for all tokens.
+arXiv 2206.01861). DynamicQuantizeLinear has one range for all tokens.
 """
 
 from __future__ import annotations

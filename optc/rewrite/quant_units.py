@@ -14,7 +14,7 @@ from optc.rewrite.quant_scheme import Scheme
 from optc.rewrite.quant_sites import Site
 from optc.rewrite.quant_stream import Constant, Solution
 
-__all__ = ["Unit", "Widths", "constant_of", "reads_alone", "units_of"]
+__all__ = ["Unit", "Widths", "constant_of", "reads_alone", "source_of", "units_of"]
 
 _SHORTEST = 16
 
@@ -41,9 +41,14 @@ def units_of(sites: Sequence[Site]) -> list[Unit]:
     """All sites as units, in the order of their first sites."""
     found: dict[str, list[Site]] = {}
     for site in sites:
-        value = site.weight if site.activation is None else site.activation
-        found.setdefault(str(value.name), []).append(site)
+        found.setdefault(source_of(site), []).append(site)
     return [Unit(name, tuple(members)) for name, members in found.items()]
+
+
+def source_of(site: Site) -> str:
+    """Name of the unit that a site belongs to."""
+    value = site.weight if site.activation is None else site.activation
+    return str(value.name)
 
 
 def constant_of(site: Site) -> Constant:

@@ -12,6 +12,8 @@ from optc.core.session import Session
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from optc.targets.speed import Speed
+
 __all__ = ["Target"]
 
 
@@ -71,6 +73,14 @@ class Target(abc.ABC):
             UnsupportedError: The runtime refuses the graph.
             OutputError: The folder cannot be written.
         """
+
+    def speed(self, model: ir.Model) -> tuple[Speed, ...]:
+        """Time the quantised products of a canonical graph beside the same in float, here and now.
+
+        A target overrides this where it can: a few seconds, whatever the model is. Nothing is timed
+        where nothing is quantised.
+        """
+        return ()
 
     def open_lightly(self, folder: Path) -> Session:
         """Open what `build` wrote to see that it opens, and not to run it.

@@ -20,6 +20,8 @@ from optc.targets.ort_session import OrtSession
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from optc.targets.speed import Speed
+
 __all__ = ["ENGINE", "PREFILL", "Ort"]
 
 ENGINE = "engine.onnx"
@@ -60,6 +62,15 @@ class Ort(Target):
 
         return lowered(model)
 
+    def speed(self, model: ir.Model) -> tuple[Speed, ...]:
+        """Kinds of products that most weights belong to, by token and by prompt."""
+        from optc.rewrite.encode_once import encoder_in_line
+        from optc.targets.ort_speed import Stopwatch
+
+        copy = model.clone()
+        with encoder_in_line(copy):
+            return Stopwatch(self.lower, self.threads, self.name).speeds(copy)
+
     def build(self, model: ir.Model, folder: Path) -> dict[str, Any]:
         """Write `engine.onnx` and `engine.onnx.data`, read them back, open them, compare."""
         from optc.targets.ort_attention import attention_facts
@@ -77,19 +88,26 @@ class Ort(Target):
         }
 
     def build_prefill(self, model: ir.Model, folder: Path) -> dict[str, Any]:
-        """Write `prefill.onnx` and its data in the same way."""
+        """Write `prefill.onnx` in the same way; what both have in common lies in one file."""
+        from optc.ir.shared_data import share_data
         from optc.targets.ort_attention import attention_facts
 
         self._write(model, folder, PREFILL)
+        share_data(folder / ENGINE, folder / PREFILL)
+        self._opens(model, folder / PREFILL)
         files = [file.name for name in (ENGINE, PREFILL) for file in folder.glob(f"{name}*")]
         return {"file": PREFILL, "files": sorted(files), "details": attention_facts(model)}
 
     def _write(self, model: ir.Model, folder: Path, name: str) -> tuple[_Ports, _Ports]:
         """Write an engine; its inputs and outputs, as the runtime reads them."""
         from optc.ir.readback import save_checked
+
+        return self._opens(model, save_checked(model, folder / name))
+
+    def _opens(self, model: ir.Model, path: Path) -> tuple[_Ports, _Ports]:
+        """See that what was written of a model is valid and opens; its inputs and outputs."""
         from optc.targets.evaluate import check_file
 
-        path = save_checked(model, folder / name)
         check_file(path)
         with OrtSession(_checked(path), light=True) as session:
             inputs, outputs = session.inputs, session.outputs

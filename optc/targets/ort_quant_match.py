@@ -110,13 +110,21 @@ def constant_tensor(value: ir.Value) -> ir.TensorProtocol:
     return value.const_value
 
 
-def read_weight(node: ir.Node) -> Weight | None:
-    """The weight that `node` dequantises, with scales per output channel or per group of inputs."""
+def read_weight(node: ir.Node, *, floats: bool = False) -> Weight | None:
+    """The weight that `node` dequantises, with scales per output channel or per group of inputs.
+
+    Args:
+        node: Any node.
+        floats: Whether E4M3 is read too, which there are no kernels for.
+    """
+    kinds = _INTEGERS | {ir.DataType.FLOAT8E4M3FN} if floats else _INTEGERS
     if node.op_type != "DequantizeLinear" or node.domain or not 2 <= len(node.inputs) <= 3:
         return None
     integers, scale = node.inputs[:2]
     zero = node.inputs[2] if len(node.inputs) == 3 else None
     if integers is None or scale is None or not _fit_together(node, integers, scale, zero):
+        return None
+    if constant_tensor(integers).dtype not in kinds:
         return None
     axis, group = node.attributes.get_int("axis", 1) % 2, node.attributes.get_int("block_size", 0)
     weight = Weight(node.outputs[0], integers, scale, zero, 1 - axis if group else axis, group)
@@ -126,11 +134,11 @@ def read_weight(node: ir.Node) -> Weight | None:
 def _fit_together(
     node: ir.Node, integers: ir.Value, scale: ir.Value, zero: ir.Value | None
 ) -> bool:
-    """Whether all are constants of types that there are kernels for."""
+    """Whether all are constants, in float and in one type of steps."""
     first, second = integers.const_value, scale.const_value
     if first is None or second is None or len(sizes(first)) != 2:
         return False
-    if first.dtype not in _INTEGERS or second.dtype not in _FLOATS:
+    if second.dtype not in _FLOATS:
         return False
     if node.attributes.get_int("output_dtype", 0) not in (0, int(second.dtype)):
         return False

@@ -197,6 +197,28 @@ def test_every_graph_of_both_can_be_kept(here: Path, optc: Optc) -> None:
     ]
 
 
+@pytest.mark.parametrize("runtime", ["genai", "optimum"])
+def test_other_runtimes_get_the_engine_that_decodes_and_are_told_so(
+    runtime: str, bundle: Path, optc: Optc
+) -> None:
+    words = ("package", "tiny.optc", "--for", runtime, "--context", 32)
+    outcome = optc(*words, "-o", "one")
+    assert outcome.code == 0, outcome.err
+    assert "note: it has the engine that decodes, and no other" in outcome.out
+    assert len(optc(*words, "-o", "two", "--json").json["notes"]) == 1
+    packed, engine = ir.load("one/model.onnx"), ir.load(bundle / "engine.onnx")
+    counts = [
+        sum(node.op_type == "MatMulNBits" for node in model.graph) for model in (packed, engine)
+    ]
+    assert counts[0] == counts[1]
+
+
+def test_an_engine_alone_in_its_bundle_is_packaged_without_a_word(here: Path, optc: Optc) -> None:
+    assert optc("build", MODEL, "--passes", "flash,kv").code == 0
+    outcome = optc("package", "tiny.optc", "--for", "genai", "--context", 32, "-o", "one")
+    assert "note:" not in outcome.out
+
+
 def test_neither_engine_can_be_built_from(bundle: Path, optc: Optc) -> None:
     for name in ("engine.onnx", "prefill.onnx"):
         outcome = optc("build", f"tiny.optc/{name}", "--passes", "flash")

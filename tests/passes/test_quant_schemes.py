@@ -268,3 +268,24 @@ def test_what_hurts_most_stays_at_eight_bits(rng):
     )
     assert {row["width"] for row in narrow.details["sites"]} == {"w4"}
     assert narrow.details["drift"] > LIMIT
+
+
+def test_where_no_batch_runs_the_error_of_the_weights_says_what_hurts(rng):
+    """A batch of one, fixed in the graph: sites cannot be measured side by side."""
+    text = f"""main (float[1, s, {K}] x, float[{K}, {K}] wa, float[{K}, {K}] wb)
+    => (float[1, s, {K}] logits) {{
+        r = Relu(x)
+        a = MatMul(r, wa)
+        t = Tanh(x)
+        c = MatMul(t, wb)
+        logits = Add(a, c)
+    }}"""
+    wa, wb = random(rng, K, K) / 8, random(rng, K, K) / 8
+    wb[::7] *= 30  # wide groups: their other entries are lost
+    data = [{"x": random(rng, 1, 32, K)} for _ in range(6)]
+    model = build(text, {"wa": wa, "wb": wb})
+    result = quantise(model, data, scheme="int4", method="rtn", max_drift=0.05)
+    costs = {row["site"]: row["cost"] for row in result.details["sites"]}
+    errors = {row["site"]: row["weight_error"] for row in result.details["sites"]}
+    assert (costs["c"] > costs["a"]) == (errors["c"] > errors["a"])
+    assert costs["c"] / costs["a"] == pytest.approx((errors["c"] / errors["a"]) ** 2)

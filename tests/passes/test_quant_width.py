@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -54,6 +55,41 @@ def test_a_site_with_outlier_channels_is_kept_wide_and_no_other(rng):
     assert result.details["drift"] <= 1e-3
     counts, _ = result.notes[0].split("; ")
     assert counts == "1 of 2 sites W8A8, 1 W8 (int8 weights, float activations)"
+
+
+def test_a_note_names_what_drifts_most_by_itself_and_what_became_of_it(rng):
+    result = quantise(sides(rng), batches(rng), smooth="off", max_drift=1e-3)
+    costs = {row["site"]: row["cost"] for row in result.details["sites"]}
+    worst = f"most drift by itself: b2 {costs['b2']:.1e} (w8), a {costs['a']:.1e} (w8a8)"
+    assert result.notes[1:] == (worst,)
+
+
+def test_products_of_one_activation_are_named_by_the_first_of_them(rng):
+    text = f"""main (float[b, s, {K}] x, float[{K}, {K}] wa, float[{K}, {K}] wb)
+    => (float[b, s, {K}] logits) {{
+        a = MatMul(x, wa)
+        c = MatMul(x, wb)
+        logits = Add(a, c)
+    }}"""
+    model = build(text, {name: random(rng, K, K) for name in ("wa", "wb")})
+    result = quantise(model, batches(rng), scheme="int8-dynamic")
+    first, second = result.details["sites"]
+    assert (first["activation"], second["activation"]) == ("x", "x")
+    assert result.notes[1] == f"most drift by itself: a {first['cost']:.1e} (w8a8)"
+
+
+def test_a_drift_beyond_all_numbers_is_written_as_nothing(rng):
+    """Float is just below where Exp overflows; rounded weights are above it somewhere."""
+    text = f"""main (float[b, s, {K}] x, float[{K}, {K}] w) => (float[b, s, {K}] logits) {{
+        h = MatMul(x, w)
+        logits = Exp(h)
+    }}"""
+    x = random(rng, 1, 1, K)
+    w = random(rng, K, K)
+    model = build(text, {"w": w * (88.6 / (x[0, 0] @ w))})
+    result = quantise(model, [{"x": x}] * 4, smooth="off", max_drift=1.0)
+    assert None in [trial["drift"] for trial in result.details["trials"]]
+    json.dumps(result.details, allow_nan=False)
 
 
 def test_evening_out_the_channels_saves_it(rng):
