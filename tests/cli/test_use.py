@@ -298,7 +298,7 @@ def test_passes_are_described_from_their_classes(optc: Optc) -> None:
     ("name", "example"),
     [
         ("kv", "flash,kv:layout=concat"),
-        ("quant", "quant:scheme=w8"),
+        ("quant", "quant:scheme=int8-dynamic"),
         ("flash", "flash:partial=true"),
     ],
 )

@@ -41,7 +41,8 @@ def test_our_own_names(llama: Path, tmp_path: Path) -> None:
     path = graph(tmp_path, "int64[B,S] input_ids", "float[B,S,128] logits")
     reference = answers(path, llama)
     assert (len(reference.samples), len(reference.prompts)) == (8, 8)
-    assert (reference.source, len(reference.calibration)) == ("pytorch", 16)
+    # 16 paragraphs, and as many texts that the model wrote itself
+    assert (reference.source, len(reference.calibration)) == ("pytorch", 32)
 
 
 def test_the_only_input_and_the_only_output_may_be_called_anything(
