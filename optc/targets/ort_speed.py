@@ -41,7 +41,7 @@ _SECONDS_INSTEAD = 1.0
 _LONGEST_TRIAL = 0.3
 _FEWEST, _MOST = 12, 200
 _SHORTEST = 20e-6
-_MOST_ELEMENTS = 2**21
+_MOST_ELEMENTS = 2**20
 _FEWEST_PRODUCTS = 2**20  # so many multiplications take float less than 20 us on any one core
 _ALTERNATIVES = ("int8-dynamic", "w8", "int4")
 
@@ -82,15 +82,15 @@ class Stopwatch:
         return self._with_remedies(found)
 
     def _with_remedies(self, found: list[Speed]) -> tuple[Speed, ...]:
-        """Try other schemes where something is slower, while there is time."""
+        """Try other schemes, once for each trouble, while there is time."""
         deadline = time.perf_counter() + _SECONDS_INSTEAD
-        slow = sum(bool(speed.slower) for speed in found)
+        left = {speed.trouble: speed for speed in reversed(found) if speed.slower}
         done: list[Speed] = []
         for speed in found:
             instead = None
-            if speed.slower:
-                instead = self._instead(speed, (deadline - time.perf_counter()) / slow)
-                slow -= 1
+            if left.get(speed.trouble) is speed:
+                instead = self._instead(speed, (deadline - time.perf_counter()) / len(left))
+                del left[speed.trouble]
             done.append(dataclasses.replace(speed, instead=instead))
         return tuple(done)
 

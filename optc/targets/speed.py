@@ -1,13 +1,15 @@
 """Whether quantised products pay on this machine: what was timed, the verdict, and a sentence.
 
 Kinds of products are timed in small graphs of their own, in turn with the same products in float.
-One is called slower only where the median of the pairs says so and nearly all pairs agree.
+What else runs on a machine makes times longer, never shorter, so least times are compared: of the
+whole trial, and of each of its stretches, which must nearly all agree before anything is called
+slower.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ __all__ = ["Instead", "Kind", "Speed", "Timing", "speed_notes"]
 
 _MUCH = 1.1
 _NEARLY_ALL = 0.75
+_STRETCHES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +70,8 @@ class Timing:
 
     Attributes:
         tokens: Rows of the activation.
-        ratio: Time over the time in float: the median of pairs measured in turn; above 1 is slower.
-        share: Share of the pairs in which it was slower.
+        ratio: Least time over the least time in float; above 1 is slower.
+        share: Share of the stretches of the trial in which it was slower.
     """
 
     tokens: int
@@ -77,9 +80,11 @@ class Timing:
 
     @classmethod
     def of(cls, tokens: int, pairs: Sequence[tuple[float, float]]) -> Timing:
-        """From pairs of seconds, in float and quantised; at least one."""
-        share = sum(quantised > plain for plain, quantised in pairs) / len(pairs)
-        return cls(tokens, statistics.median(q / plain for plain, q in pairs), share)
+        """From pairs of seconds, in float and quantised, in the order they were taken."""
+        count = min(len(pairs), _STRETCHES)
+        bounds = [len(pairs) * number // count for number in range(count + 1)]
+        ratios = [_ratio(pairs[first:last]) for first, last in itertools.pairwise(bounds)]
+        return cls(tokens, _ratio(pairs), sum(ratio > 1 for ratio in ratios) / count)
 
     @property
     def is_slower(self) -> bool:
@@ -90,6 +95,11 @@ class Timing:
     def is_faster(self) -> bool:
         """The other way round."""
         return self.ratio < 1 / _MUCH and self.share < 1 - _NEARLY_ALL
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    """Least time quantised over least time in float."""
+    return min(quantised for _, quantised in pairs) / min(plain for plain, _ in pairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +123,8 @@ class Speed:
         kind: The kind.
         count: How often it is in the graph.
         timings: One for each number of tokens for which float takes long enough to be timed.
-        instead: What to try; None where nothing is slower, or nothing tried was faster.
+        instead: What to try; None where nothing is slower, or nothing tried was faster, and where
+            another of the same `trouble` was tried.
     """
 
     kind: Kind
@@ -137,6 +148,11 @@ class Speed:
         instead = self.instead if any(timing.is_slower for timing in timings) else None
         return dataclasses.replace(self, timings=timings, instead=instead)
 
+    @property
+    def trouble(self) -> tuple[object, ...]:
+        """Equal for kinds of one form that are slower for the same numbers of tokens."""
+        return self.kind.form, self.kind.is_tied, self.slower
+
     def as_json(self) -> dict[str, Any]:
         """An element of `speed` in `optc.build/1`; see `docs/json.md`."""
         return {
@@ -151,11 +167,10 @@ class Speed:
 
 def speed_notes(speeds: Sequence[Speed]) -> list[str]:
     """One sentence for all that is slower in the same way; none where nothing is."""
-    groups: dict[tuple[object, ...], list[Speed]] = {}
+    groups: dict[object, list[Speed]] = {}
     for speed in speeds:
         if speed.slower:
-            scheme = speed.instead.scheme if speed.instead else ""
-            groups.setdefault((speed.kind.form, speed.slower, scheme), []).append(speed)
+            groups.setdefault(speed.trouble, []).append(speed)
     return [_note(group) for group in groups.values()]
 
 
@@ -172,9 +187,9 @@ def _note(group: Sequence[Speed]) -> str:
     fast = [n for n in others if all(t.is_faster for t in timings if t.tokens == n)]
     if fast:
         text += f" ({' and '.join(_times(timings, tokens, 'faster') for tokens in fast)})"
-    ratios = [1 / speed.instead.ratio for speed in group if speed.instead]
-    if first.instead:
-        text += f"; quant:scheme={first.instead.scheme} is {_span(ratios)}x faster than float there"
+    for instead in (speed.instead for speed in group if speed.instead):
+        scheme, times = instead.scheme, 1 / instead.ratio
+        text += f"; quant:scheme={scheme} is {times:.1f}x faster than float there"
     return text
 
 

@@ -31,6 +31,7 @@ IDS = "ids"
 """Input of those whose weight is a table as well: int64 [n]."""
 
 _RANGE = 4.0
+_ENOUGH = 256
 _OPSET = 24
 
 
@@ -72,10 +73,13 @@ def _rounding(product: ir.Node) -> str:
 
 
 def cut(kind: Kind, elements: int) -> Kind:
-    """The same with fewer channels of each product, where its weights hold more than `elements`."""
-    if kind.elements <= elements:
+    """The same with fewer channels of each product, where its weights hold more than `elements`.
+
+    So many are left that threads have something to share.
+    """
+    share = max(elements, _ENOUGH * kind.inner) / kind.elements
+    if share >= 1:
         return kind
-    share = elements / kind.elements
     outers = tuple(max(1, int(outer * share)) for outer in kind.outers)
     return dataclasses.replace(kind, outers=outers)
 
