@@ -13,11 +13,17 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from optc.api.prefill import calls_of, read_prefill
+from optc.api.registries import passes
 from optc.api.sessions import open_bundle, opened, target_of
 from optc.bundle.manifest import Manifest
 from optc.bundle.read import read_bundle
 from optc.bundle.write import hash_file
 from optc.core.errors import BundleError
+from optc.core.pipeline import Pipeline
+from optc.rewrite.quant_grid import Grid
+from optc.targets.ort import Ort
+from optc.targets.speed import Instead, Kind, Speed, Timing
 
 MODEL = "tiny/model.onnx"
 PASSES = "flash,kv,quant:scheme=w8"
@@ -25,8 +31,8 @@ PREFILL = "quant:scheme=int8-dynamic"
 Optc = Callable[..., Any]
 
 
-def build(optc: Optc, *more: object, passes: str = PASSES, prefill: str = PREFILL) -> Any:
-    return optc("build", MODEL, "--passes", passes, "--prefill", prefill, *more)
+def build(optc: Optc, *more: object) -> Any:
+    return optc("build", MODEL, "--passes", PASSES, "--prefill", PREFILL, *more)
 
 
 @pytest.fixture
@@ -280,3 +286,19 @@ def test_what_makes_no_second_engine_is_refused_with_a_sentence(
     assert sentence in outcome.err
     assert outcome.err.count("error:") == 1
     assert not (here / "tiny.optc").exists()
+
+
+def test_each_engine_is_timed_for_the_calls_that_it_runs() -> None:
+    kind = Kind(64, (64,), Grid(4, 32, False))
+    timed = Speed(kind, 1, (Timing(1, 0.5, 0.0), Timing(128, 1.5, 1.0)), Instead("w8", 0.5))
+    graph = ir.from_onnx_text(
+        '<ir_version: 11, opset_import: ["": 24]> m (float[N] x) => (float[N] y) { y = Neg(x) }'
+    )
+    prefill = read_prefill(PREFILL, None, Pipeline.parse(PASSES, passes()), Ort())
+    decode, prompt = calls_of(graph, graph, prefill)
+    assert timed.among(decode[1]).timings == (Timing(1, 0.5, 0.0),)
+    assert timed.among(decode[1]).instead is None, "what is slower there it does not run"
+    assert timed.among(prompt[1]).timings == (Timing(128, 1.5, 1.0),)
+    assert timed.among(prompt[1]).instead == Instead("w8", 0.5)
+    ((_, every),) = calls_of(graph, None, None)
+    assert timed.among(every) == timed
