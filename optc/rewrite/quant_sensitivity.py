@@ -33,7 +33,7 @@ __all__ = ["sensitivities"]
 
 _OUTPUT_BYTES = 192 << 20
 _TOKENS = 64
-_SAMPLES = 3
+_SAMPLES = 2
 _MOVED = 1e-3
 
 
