@@ -7,6 +7,7 @@ for a channel, the scales are computed first and kept.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optc.core.context import Array
-from optc.ir.streamed import StreamedTensor, blocks_of, read_part, sizes
+from optc.ir.streamed import EVERY, StreamedTensor, blocks_of, read_part, sizes
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_noted import Noted
 
@@ -122,19 +123,19 @@ class Constant:
         return steps, scales, None if grid.symmetric else source.scale_tensor(of_zeros=True)
 
 
-class _Source:
+class _Source(abc.ABC):
     """Computes parts of the tensors, in the layout of the constant."""
 
     def __init__(self, constant: Constant, grid: Grid):
         self.constant, self.grid = constant, grid
 
+    @abc.abstractmethod
     def elements(self, outer: slice, inner: slice) -> Array:
         """Steps [c,k] of whole groups, in the type that they are stored in."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def channel_scales(self) -> tuple[Array, Array]:
         """Scales and zeros, [C,1] each, of a grid without groups."""
-        raise NotImplementedError
 
     def steps(self, rows: slice, columns: slice) -> Array:
         """Part of the tensor of steps."""
@@ -175,9 +176,9 @@ class _Source:
             row_bytes = 8 * constant.inner
         return StreamedTensor(part, dtype, shape, row_bytes=row_bytes)
 
+    @abc.abstractmethod
     def scales_of(self, outer: slice, inner: slice, *, of_zeros: bool) -> Array:
         """Scales, or zeros, [c,g] of whole groups."""
-        raise NotImplementedError
 
 
 class _Nearest(_Source):
@@ -237,11 +238,9 @@ class _Nearest(_Source):
 
     def channel_scales(self) -> tuple[Array, Array]:
         if self._scales is None:
-            found = [
-                self.grid.scales(self.constant.read(part, slice(0, self.constant.inner)), kind)
-                for kind in [self.constant.kind]
-                for part in self.constant.blocks()
-            ]
+            constant = self.constant
+            blocks = (constant.read(part, EVERY) for part in constant.blocks())
+            found = [self.grid.scales(rows, constant.kind) for rows in blocks]
             scales, zeros = zip(*found, strict=True)
             self._scales = np.concatenate(scales), np.concatenate(zeros)
         return self._scales
