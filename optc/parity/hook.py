@@ -16,6 +16,7 @@ How a pass is judged:
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -126,20 +127,11 @@ class CompareHook(Hook):
             self._exact_so_far = False
         metrics, change = self._measure(f"pass '{p.name}'", model, previous)
         prefix = self._prefix or ""
-        row = Row(
-            name=f"{prefix}{p.name}",
-            text=f"{prefix}{step.text}",
-            promise=p.promised,
-            metrics=metrics,
+        violated = tuple(self._violated(p.promised, metrics, change))
+        row = dataclasses.replace(
+            Row.of_pass(p, step, weight_bytes(model), prefix, metrics),
             change=change,
-            rewrites=step.result.rewrites,
-            seconds=step.seconds,
-            peak_rss=step.peak_rss,
-            size=weight_bytes(model),
-            refusals=step.result.refusals,
-            notes=step.result.notes,
-            details=step.result.details,
-            violations=tuple(self._violated(p.promised, metrics, change)),
+            violations=violated,
         )
         self._finish(row, f"{prefix}pass '{p.name}'", "'optc bisect' finds the place")
 

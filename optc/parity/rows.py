@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from optc.core.base import Refusal
+from optc.core.base import Pass, Refusal
 from optc.parity.metrics import Metrics
+
+if TYPE_CHECKING:
+    from optc.core.hooks import Step
 
 __all__ = [
     "COLUMNS",
@@ -79,6 +82,31 @@ class Row:
     notes: tuple[str, ...] = ()
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     violations: tuple[str, ...] = ()
+
+    @classmethod
+    def of_pass(cls, p: Pass, step: Step, size: int, prefix: str, metrics: Metrics) -> Row:
+        """What is known of a pass without judging it.
+
+        Args:
+            p: The pass that ran.
+            step: What the pipeline noted of it.
+            size: Bytes of all weights after it.
+            prefix: What its name and text begin with; empty but for a second engine's passes.
+            metrics: Distance from the reference.
+        """
+        return cls(
+            name=f"{prefix}{p.name}",
+            text=f"{prefix}{step.text}",
+            promise=p.promised,
+            metrics=metrics,
+            rewrites=step.result.rewrites,
+            seconds=step.seconds,
+            peak_rss=step.peak_rss,
+            size=size,
+            refusals=step.result.refusals,
+            notes=step.result.notes,
+            details=step.result.details,
+        )
 
 
 def rows_as_json(rows: Sequence[Row], *, timings: bool = True) -> list[dict[str, Any]]:

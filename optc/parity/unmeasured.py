@@ -52,18 +52,6 @@ class UnmeasuredHook(Hook):
 
     def after(self, p: Pass, model: ir.Model, step: Step) -> None:
         """Note what the pass did."""
-        prefix = self._prefix or ""
-        row = Row(
-            name=f"{prefix}{p.name}",
-            text=f"{prefix}{step.text}",
-            promise=p.promised,
-            metrics=UNMEASURED,
-            rewrites=step.result.rewrites,
-            seconds=step.seconds,
-            peak_rss=step.peak_rss,
-            size=weight_bytes(model),
-            refusals=step.result.refusals,
-            notes=step.result.notes,
-            details=step.result.details,
-        )
+        size, prefix = weight_bytes(model), self._prefix or ""
+        row = Row.of_pass(p, step, size, prefix, UNMEASURED)
         self.rows.append(row)
