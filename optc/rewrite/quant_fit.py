@@ -180,15 +180,10 @@ def _squared_errors(
     if block is None:
         tried = [Fit(largest * margin).rounded(divided) for margin in _MARGINS]
     else:
-        tried = [_rounded_rows(divided, block)]
+        tried = [Grid(8, block).rounded(divided)]
     moved = [np.square(rounded @ weights - exact).sum(axis=1) / sizes for rounded in tried]
     # a row that is lost is lost, and cannot get worse
     return np.array([float(np.minimum(share, 1).mean()) for share in moved])
-
-
-def _rounded_rows(rows: Array, block: int) -> Array:
-    """Each row, or each block of its channels, on an int8 grid of its own."""
-    return Grid(8, block).rounded(rows)
 
 
 def _sizes(rows: Array) -> Array:
@@ -198,7 +193,5 @@ def _sizes(rows: Array) -> Array:
 
 
 def _rounded_columns(columns: Array) -> Array:
-    scales = np.abs(columns).max(axis=0) / LARGEST
-    scales[scales == 0] = 1
-    rounded: Array = np.rint(columns / scales) * scales
-    return rounded
+    """Weights [K,C] on an int8 grid for each output channel."""
+    return Grid(8).rounded(columns.T).T

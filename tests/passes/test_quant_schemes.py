@@ -239,27 +239,27 @@ def test_a_second_run_finds_nothing_to_do(scheme, rng):
 
 
 LIMIT = 0.01
+SIDES = f"""main (float[b, s, {K}] x, float[{K}, {K}] wa, float[{K}, {K}] wb)
+=> (float[b, s, {K}] logits) {{
+    r = Relu(x)
+    a = MatMul(r, wa)
+    t = Tanh(x)
+    c = MatMul(t, wb)
+    logits = Add(a, c)
+}}"""
 
 
 def test_what_hurts_most_stays_at_eight_bits(rng):
-    text = f"""main (float[b, s, {K}] x, float[{K}, {K}] wa, float[{K}, {K}] wb)
-    => (float[b, s, {K}] logits) {{
-        r = Relu(x)
-        a = MatMul(r, wa)
-        t = Tanh(x)
-        c = MatMul(t, wb)
-        logits = Add(a, c)
-    }}"""
     wa, wb = random(rng, K, K) / 8, random(rng, K, K) / 2
     data = [{"x": random(rng, 1, 32, K)} for _ in range(6)]
-    model = build(text, {"wa": wa, "wb": wb})
+    model = build(SIDES, {"wa": wa, "wb": wb})
     result = quantise(model, data, scheme="int4", method="rtn", max_drift=LIMIT)
     widths = {row["site"]: row["width"] for row in result.details["sites"]}
     assert widths == {"a": "w4", "c": "w8"}
     costs = {row["site"]: row["cost"] for row in result.details["sites"]}
     assert costs["c"] > 10 * costs["a"]
     narrow = quantise(
-        build(text, {"wa": wa, "wb": wb}),
+        build(SIDES, {"wa": wa, "wb": wb}),
         data,
         scheme="int4",
         method="rtn",
@@ -272,14 +272,7 @@ def test_what_hurts_most_stays_at_eight_bits(rng):
 
 def test_where_no_batch_runs_the_error_of_the_weights_says_what_hurts(rng):
     """A batch of one, fixed in the graph: sites cannot be measured side by side."""
-    text = f"""main (float[1, s, {K}] x, float[{K}, {K}] wa, float[{K}, {K}] wb)
-    => (float[1, s, {K}] logits) {{
-        r = Relu(x)
-        a = MatMul(r, wa)
-        t = Tanh(x)
-        c = MatMul(t, wb)
-        logits = Add(a, c)
-    }}"""
+    text = SIDES.replace("[b, s", "[1, s")
     wa, wb = random(rng, K, K) / 8, random(rng, K, K) / 8
     wb[::7] *= 30  # wide groups: their other entries are lost
     data = [{"x": random(rng, 1, 32, K)} for _ in range(6)]
