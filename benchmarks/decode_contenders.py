@@ -114,9 +114,14 @@ def _llama_cpp(name: str, kind: str, *, exact: bool = False) -> Contender:
     return Contender(name, "llama_cpp", "run_llama_cpp.py", made, (), (recipe,), exact=exact)
 
 
-def _optc(name: str, made: str, passes: str, *, exact: bool = False) -> Contender:
+def _optc(
+    name: str, made: str, quant: str = "", prefill: str = "", *, exact: bool = False
+) -> Contender:
     export = ("{bin}/optc", "export", "{hf}", "-o", "{here}/onnx")
+    passes = "flash,kv:logits=last" + (f",quant:{quant}" if quant else "")
     build = ("{bin}/optc", "build", "{here}/onnx/model.onnx", "--passes", passes, "-o", "{out}")
+    # Random weights drift more than trained ones; here it is speed that is asked for.
+    build += ("--force", "--prefill", f"quant:{prefill}") if prefill else ("--force",)
     recipe = (("sh", "-c", f"test -f {{here}}/onnx/model.onnx || {' '.join(export)}"), build)
     return Contender(name, OURS, "run_optc.py", made, (), recipe, exact=exact)
 
@@ -139,6 +144,9 @@ CONTENDERS = (
     _llama_cpp("llama.cpp", "f32", exact=True),
     _llama_cpp("llama.cpp q8_0", "q8_0"),
     _llama_cpp("llama.cpp q4_0", "q4_0"),
-    _optc("optc", "f32.optc", "flash,kv:logits=last", exact=True),
-    _optc("optc int8", "int8.optc", "quant,flash,kv:logits=last"),
+    _optc("optc", "f32.optc", exact=True),
+    _optc("optc int8", "int8.optc", "scheme=int8"),
+    _optc("optc int8-dynamic", "int8-dynamic.optc", "scheme=int8-dynamic"),
+    _optc("optc int4", "int4.optc", "scheme=int4"),
+    _optc("optc int4, prompts int8", "int4-int8.optc", "scheme=int4", "scheme=int8-dynamic"),
 )  # fmt: skip
