@@ -57,13 +57,12 @@ def choose_floats(
         `widths` with those constants in float.
     """
     worst_first = sorted(harms, key=lambda name: -harms[name])
-    everything = {unit.name for unit in widths.units}
 
     def leaving(kept: int) -> Widths:
         return dataclasses.replace(widths, floats=frozenset(worst_first[:kept]))
 
     def fits(kept: int) -> bool:
-        return meter.measure(leaving(kept).plan(everything)) <= limit
+        return meter.measure(leaving(kept).widest()) <= limit
 
     return leaving(fewest(len(harms), 0, fits))
 

@@ -104,6 +104,10 @@ class Widths:
             return None
         return None if grid is None else _even(grid, constant_of(site).inner)
 
+    def widest(self) -> Plan:
+        """The plan in which every unit is wide."""
+        return self.plan({unit.name for unit in self.units})
+
     def plan(self, wide: Container[str]) -> Plan:
         """The plan in which the units named in `wide`, and what shares their weights, are wide."""
         kept = {str(s.weight.name) for u in self.units if u.name in wide for s in u.sites}

@@ -134,7 +134,7 @@ def test_nothing_is_quantised_where_nothing_may_drift(rng):
     assert sorted(node.op_type for node in model.graph) == before
 
 
-def test_one_weight_that_int8_ruins_stays_float_and_the_other_does_not(rng):
+def ruined(rng: np.random.Generator) -> tuple[ir.Model, list[Feeds]]:
     """A column whose one huge entry is never used hides its small entries from an int8 grid."""
     model = sides(rng)
     gain, wa = (model.graph.initializers[n].const_value.numpy().copy() for n in ("gain", "wa"))
@@ -145,10 +145,40 @@ def test_one_weight_that_int8_ruins_stays_float_and_the_other_does_not(rng):
     data = batches(rng)
     for feeds in data:
         feeds["x"][..., 3] = 0.0
+    return model, data
+
+
+def test_one_weight_that_int8_ruins_stays_float_and_the_other_does_not(rng):
+    model, data = ruined(rng)
     result = quantise(model, data, scheme="w8", smooth="off", max_drift=1e-3)
     assert result.sites == ("b2",)
     assert ", 1 float; KL" in result.notes[0]
     assert "its weight is among those that hurt most" in reasons(result)["a"]
+
+
+RUINED = [{"scheme": "int8", "smooth": "off"}, {"scheme": "int4"}]
+
+
+@pytest.mark.parametrize("options", RUINED, ids=str)
+def test_a_weight_that_wide_ruins_stays_float_and_the_reason_names_the_wide_grid(options, rng):
+    model, data = ruined(rng)
+    result = quantise(model, data, **options, max_drift=1e-3)
+    assert widths(result.details)["a"] == "float"
+    assert reasons(result) == {
+        "a": "int8 drifts more than 0.001; its weight is among those that hurt most; "
+        "raise quant:max-drift to quantise it"
+    }
+
+
+@pytest.mark.parametrize("most", [0, 1])
+@pytest.mark.parametrize("options", RUINED, ids=str)
+def test_what_may_stay_wide_is_bounded_for_floats_too(options, most, rng):
+    model, data = ruined(rng)
+    result = quantise(model, data, **options, max_drift=1e-3, max_wide=most)
+    found = list(widths(result.details).values())
+    assert "float" not in found
+    assert found.count("w8") == most
+    assert result.details["drift"] > 1e-3
 
 
 def test_one_sample_serves_for_both_and_the_report_says_so(rng):
