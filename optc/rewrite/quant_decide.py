@@ -42,11 +42,11 @@ class Wishes:
     """
 
     scheme: Scheme
-    method: str = "rtn"
-    smooth: bool = True
-    calibrate: str = "auto"
-    max_drift: float = 0.015
-    max_wide: int | None = None
+    method: str
+    smooth: bool
+    calibrate: str
+    max_drift: float
+    max_wide: int | None
 
 
 def decide(model: ir.Model, sites: Sequence[Site], wishes: Wishes, ctx: Context) -> Choice:
@@ -64,18 +64,18 @@ def decide(model: ir.Model, sites: Sequence[Site], wishes: Wishes, ctx: Context)
     if ctx.evaluate is None or not ctx.calibration:
         return Choice(widths.plan(frozenset()))
     scheme = wishes.scheme
-    rounds = scheme.rounding == "tensor" or (scheme.block is not None and wishes.smooth)
-    fitted = rounds or wishes.method != "rtn"
+    has_fits = scheme.rounding == "tensor" or (scheme.block is not None and wishes.smooth)
+    fitted = has_fits or wishes.method != "rtn"
     learnt, judged = _split(ctx.calibration, halves=fitted)
     whole = every_token(model)
     meter = DriftMeter(whole, ctx, judged, ctx.wants)
     errors = _errors(sites, widths)
     # a bound on what may stay wide is one on what may stay in float, all the more
     is_much = wishes.max_wide is None and meter.measure(widths.widest()) > wishes.max_drift
-    seen = observe(whole, _channels(units), ctx, learnt) if is_much or rounds else {}
+    seen = observe(whole, _channels(units), ctx, learnt) if is_much or has_fits else {}
     if is_much:
         widths = choose_floats(meter, widths, _harms(widths, seen), wishes.max_drift)
-    if rounds:
+    if has_fits:
         widths = dataclasses.replace(widths, fits=_fits(whole, widths, seen, wishes, ctx, learnt))
     if wishes.method != "rtn":
         widths = solve_weights(whole, widths, ctx, learnt, wishes.method)

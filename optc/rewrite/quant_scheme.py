@@ -54,7 +54,7 @@ class Scheme:
         return "E4M3" if grid.is_float else f"int{grid.bits}"
 
     @property
-    def rounds(self) -> bool:
+    def rounds_activations(self) -> bool:
         """Whether the graph rounds activations."""
         return bool(self.rounding)
 

@@ -93,11 +93,11 @@ def choose_wide(
     return plan(fewest(bound, min(guess, bound), fits))
 
 
-def _predicted(harms: Sequence[float], room: float) -> int:
+def _predicted(costs: Sequence[float], room: float) -> int:
     """How many of the first to leave out so that the sum of the others fits."""
-    total = sum(harms)
-    for count, harm in enumerate(harms):
+    total = sum(costs)
+    for count, cost in enumerate(costs):
         if total <= room:
             return count
-        total -= harm
-    return len(harms)
+        total -= cost
+    return len(costs)

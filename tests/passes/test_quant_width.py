@@ -15,7 +15,6 @@ from optc.rewrite.quant_drift import DriftMeter
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_plan import Plan
 from optc.rewrite.quant_search import fewest
-from optc.rewrite.quant_sites import find_sites, last_products
 from optc.targets.evaluate import OrtEvaluator
 
 # Two products side by side. Half of the channels that the second reads are 300 times the others,
@@ -218,19 +217,6 @@ def test_an_output_that_is_one_number_drifts_too(rng):
     (got,) = ctx.evaluate(model, data)
     drift = abs(got["total"] - want["total"]) / abs(want["total"])
     assert result.details["drift"] == pytest.approx(drift, rel=1e-2)
-
-
-def test_the_last_products_are_those_with_no_site_after_them(rng):
-    text = f"""main (float[n, {K}] x, float[{K}, {K}] wa, float[{K}, {K}] wb, float[{K}, {K}] wc)
-    => (float[n, {K}] y, float[n, {K}] c) {{
-        a = MatMul(x, wa)
-        h = Tanh(a)
-        b = MatMul(h, wb)
-        y = Relu(b)
-        c = MatMul(h, wc)
-    }}"""
-    model = build(text, {name: random(rng, K, K) for name in ("wa", "wb", "wc")})
-    assert [s.name for s in last_products(model, find_sites(model).sites)] == ["b", "c"]
 
 
 @pytest.mark.parametrize("total", [0, 1, 2, 7, 30])
