@@ -48,14 +48,13 @@ class Scheme:
     block: int | None = None
 
     @property
-    def width(self) -> str:
-        """The narrow width in words."""
-        if self.narrow.is_float:
-            return "E4M3"
-        return f"int{self.narrow.bits}"
+    def widest(self) -> str:
+        """The widest grid of a weight, in words."""
+        grid = self.wide or self.narrow
+        return "E4M3" if grid.is_float else f"int{grid.bits}"
 
     @property
-    def rounds(self) -> bool:
+    def rounds_activations(self) -> bool:
         """Whether the graph rounds activations."""
         return bool(self.rounding)
 

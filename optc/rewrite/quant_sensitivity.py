@@ -20,7 +20,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from optc.core.context import Array, Context, Feeds
-from optc.core.errors import OptcError
+from optc.core.errors import SampleError, UnsupportedError
 from optc.ir.interface import LOGITS
 from optc.rewrite.quant_apply import write_plan
 from optc.rewrite.quant_drift import distance, output_names
@@ -35,6 +35,9 @@ _OUTPUT_BYTES = 192 << 20
 _TOKENS = 64
 _SAMPLES = 2
 _MOVED = 1e-3
+_REFUSALS = (SampleError, UnsupportedError)
+"""What an evaluator raises for a batch that the graph does not take: its inputs do not fit, or the
+runtime fails in the middle."""
 
 
 def sensitivities(
@@ -92,7 +95,7 @@ def _copies(model: ir.Model, feeds: Feeds, ctx: Context) -> int:
     try:
         (alone,) = ctx.evaluate(model, [feeds], fetch=names)
         (twice,) = ctx.evaluate(model, [_tiled(feeds, 2)], fetch=names)
-    except OptcError:
+    except _REFUSALS:
         return 0
     if any(twice[name].shape[:1] != (2,) for name in names):
         return 0
@@ -123,7 +126,7 @@ def _measure(
                     added = distance(name, _rows(got[name][copy]), _rows(want[name][0]))
                     moved[copy, index] += added[0]
                     size[copy, index] += added[1]
-    except OptcError:
+    except _REFUSALS:
         return None
     drifts = (moved / np.maximum(size, np.finfo(np.float64).tiny)).max(axis=1)
     drifts = np.maximum(drifts, 0.0) if names == [LOGITS] else np.sqrt(drifts)

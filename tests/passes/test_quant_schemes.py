@@ -10,7 +10,9 @@ from quant_graphs import build, ops, quantise, random
 
 from optc.core.context import Array, Context, Feeds
 from optc.core.errors import SampleError, UsageError
+from optc.parity.site_plot import site_plot
 from optc.passes.quant import Quant
+from optc.rewrite.quant_scheme import SCHEMES
 from optc.targets.evaluate import OrtEvaluator
 
 K, C = 96, 40
@@ -182,8 +184,13 @@ def test_ranges_are_calibrated_by_the_method_asked_for(method, rng):
 
 WRONG = {
     "groups": ({"scheme": "int8", "group": 32}, "no groups", "quant:group"),
+    "symmetric": ({"scheme": "w8", "symmetric": True}, "never has zero points", "quant:symmetric"),
     "method": ({"scheme": "w8", "method": "gptq"}, "4-bit weights", "quant:method"),
+    "tables": ({"scheme": "w8", "vocabulary": 4}, "8 bits everywhere", "quant:vocabulary"),
     "ranges": ({"scheme": "w8", "calibrate": "mse"}, "no ranges", "quant:calibrate"),
+    "channels": ({"scheme": "int4", "smooth": "off"}, "rounds no activations", "quant:smooth"),
+    "entropy": ({"scheme": "fp8", "calibrate": "entropy"}, "steps of one size", "quant:calibrate"),
+    "error": ({"scheme": "fp8", "calibrate": "mse"}, "steps of one size", "quant:calibrate"),
 }
 
 
@@ -193,6 +200,12 @@ def test_options_that_mean_nothing_together_are_refused(case, rng):
     with pytest.raises(UsageError, match=words) as caught:
         quantise(_linear(rng), _mixed(rng), **options)
     assert caught.value.where == where
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_is_true_of_every_scheme_may_be_said(scheme, rng):
+    said = {"method": "rtn", "vocabulary": 8, "symmetric": False, "smooth": "auto"}
+    assert quantise(_linear(rng), _mixed(rng), scheme=scheme, **said).sites == ("y",)
 
 
 def test_a_method_that_needs_data_says_so(rng):
@@ -280,5 +293,10 @@ def test_where_no_batch_runs_the_error_of_the_weights_says_what_hurts(rng):
     result = quantise(model, data, scheme="int4", method="rtn", max_drift=0.05)
     costs = {row["site"]: row["cost"] for row in result.details["sites"]}
     errors = {row["site"]: row["weight_error"] for row in result.details["sites"]}
-    assert (costs["c"] > costs["a"]) == (errors["c"] > errors["a"])
+    assert costs["c"] > costs["a"]
     assert costs["c"] / costs["a"] == pytest.approx((errors["c"] / errors["a"]) ** 2)
+    assert result.details["costs_measured"] is False
+    assert "estimated from rounding errors, as the graph takes no batch" in result.notes[1]
+    drawn = site_plot(result.details)
+    assert drawn is not None
+    assert "estimated from rounding errors" in drawn.title
