@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from optc.core.context import Array
-from optc.rewrite.quant_grid import FLOAT32, Grid
+from optc.rewrite.quant_grid import FLOAT32, Grid, least_scale
 
 __all__ = ["SHRINKS", "clipped"]
 
@@ -90,7 +90,7 @@ def _better(
 
 
 def _refit(rows: Array, grid: Grid, found: tuple[Array, Array], weights: Array) -> Array:
-    """The scales that fit the steps best; those that are no positive normal numbers stay."""
+    """The scales that fit the steps best; those that would be none of their type stay."""
     scales, zeros = found
     offsets = grid.values(grid.steps(rows, *found), np.ones_like(scales), zeros)
     starts = _starts(grid, rows.shape[1])
@@ -98,6 +98,6 @@ def _refit(rows: Array, grid: Grid, found: tuple[Array, Array], weights: Array) 
     below = np.add.reduceat(np.square(offsets) * weights, starts, axis=1)
     with np.errstate(over="ignore"):  # a scale too large for its type is refused next
         fitted = (above / np.where(below > 0, below, 1)).astype(scales.dtype)
-    sound = np.isfinite(fitted) & (fitted >= np.finfo(scales.dtype).tiny)
+    sound = np.isfinite(fitted) & (fitted >= least_scale(scales.dtype))
     refitted: Array = np.where(sound, fitted, scales)
     return refitted

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from optc.core.context import Array
-from optc.rewrite.quant_grid import Grid
+from optc.rewrite.quant_grid import Grid, least_scale
 
 __all__ = ["Draft", "descend"]
 
@@ -154,7 +154,7 @@ def _move_scale(
     held = draft.scales[group]
     with np.errstate(over="ignore"):  # a scale too large for its type is refused next
         found = (held - slope / np.where(curve > 0, curve, 1)).astype(draft.kind)
-    sound = np.isfinite(found) & (found >= np.finfo(draft.kind).tiny)
+    sound = np.isfinite(found) & (found >= least_scale(draft.kind))
     delta = np.where(sound, found.astype(np.float32) - held, 0)
     delta = np.where(_gain(slope, curve, delta) > 0, delta, 0)
     draft.scales[group] = held + delta

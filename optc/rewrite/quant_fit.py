@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from optc.core.context import Array
 from optc.ir.streamed import read_tensor
-from optc.rewrite.quant_grid import Grid
+from optc.rewrite.quant_grid import Grid, as_scales
 from optc.rewrite.quant_observe import Seen
 from optc.rewrite.quant_sites import Site
 
@@ -65,13 +65,11 @@ class Fit:
     def scale(self, dtype: ir.DataType = ir.DataType.FLOAT) -> Array:
         """Step of the grid, 0-d, of `dtype`.
 
-        A dead activation, whose range is nothing or too small for a normal number of `dtype`, gets
-        step 1: its values become the zero that they nearly are.
+        A dead activation, whose range is nothing, gets step 1.
         """
         kind = np.dtype(dtype.numpy())
         last = _LARGEST_E4M3 if self.is_float else LARGEST
-        scale = np.asarray(self.largest / last, kind)
-        return scale if scale >= np.finfo(kind).tiny else np.ones((), kind)
+        return as_scales(np.asarray(self.largest / last), kind)
 
     def rounded(self, rows: Array) -> Array:
         """What rows [R,K], factors divided out, become."""

@@ -15,11 +15,33 @@ import onnx_ir as ir
 
 from optc.core.context import Array
 
-__all__ = ["FLOAT32", "Grid"]
+__all__ = ["FLOAT32", "Grid", "as_scales", "least_scale"]
 
 FLOAT32 = np.dtype(np.float32)
 """What scales are stored in unless told otherwise."""
 _RUNS = 4096  # of 32 float32: half a megabyte, which stays near the processor
+
+
+def least_scale(kind: np.dtype) -> Array:
+    """The smallest scale of a type, 0-d.
+
+    float32: the smallest normal number. float16: 2^-20. Its normal numbers end at 2^-14, and 127
+    such steps at 0.0078, which ordinary weights are smaller than; down to 2^-20, what scales of
+    fewer bits round away clips no number by more than 1/32.
+    """
+    info = np.finfo(kind)
+    return np.asarray(info.tiny if kind == FLOAT32 else 16 * info.smallest_subnormal, kind)
+
+
+def as_scales(raw: Array, kind: np.dtype) -> Array:
+    """Lengths of steps, none negative, as scales of type `kind`: 1 for 0, else the least or more.
+
+    Numbers too faint for the type are rounded to few steps, or to the zeros that they nearly are.
+    """
+    scales: Array = np.where(
+        raw == 0, kind.type(1), np.maximum(raw.astype(kind), least_scale(kind))
+    )
+    return scales
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +92,7 @@ class Grid:
             kind: Element type that scales are stored in.
 
         Returns:
-            Scales [C,G] of type `kind`, positive and normal numbers, and zero points int32 [C,G].
+            Scales [C,G] as `as_scales` makes them, and zero points int32 [C,G].
         """
         return self.scales_between(*self.extremes(rows), kind)
 
@@ -82,9 +104,7 @@ class Grid:
         else:
             low, high = np.minimum(low, 0), np.maximum(high, 0)
             raw = (high - low) / (last - first)
-        scales = raw.astype(kind)
-        # a group of zeros, or of numbers too faint for the type, becomes the zeros it nearly is
-        scales = np.where(scales < np.finfo(kind).tiny, kind.type(1), scales)
+        scales = as_scales(raw, kind)
         if self.symmetric:
             return scales, np.zeros(scales.shape, np.int32)
         zeros = np.rint(first - low / scales.astype(np.float32))

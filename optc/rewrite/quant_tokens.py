@@ -1,6 +1,6 @@
 """Round an activation to int8 with a range of its own for each token, in standard operators.
 
-    scale = max(ReduceMax(Abs(x), last axis) / 127, smallest normal number)
+    scale = max(ReduceMax(Abs(x), last axis) / 127, smallest scale of its type)
     x ~ Cast(Cast(Round(x / scale), int8), float) * scale
 
 A token with one large channel then costs no other token its steps (ZeroQuant, Yao et al., 2022,
@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optc.rewrite.quant_fit import LARGEST
+from optc.rewrite.quant_grid import least_scale
 from optc.rewrite.quant_nodes import NodeWriter
 
 __all__ = ["write_token_rounding"]
@@ -24,7 +25,7 @@ def write_token_rounding(writer: NodeWriter, value: ir.Value, *, before: ir.Node
     kind = np.dtype(dtype.numpy())
     axes = writer.constant(f"{value.name}_last", ir.Tensor(np.array([-1], np.int64)))
     step = writer.constant(f"{value.name}_step", ir.Tensor(np.asarray(1 / LARGEST, kind)))
-    least = writer.constant(f"{value.name}_least", ir.Tensor(np.asarray(np.finfo(kind).tiny)))
+    least = writer.constant(f"{value.name}_least", ir.Tensor(least_scale(kind)))
 
     def add(op: str, inputs: list[ir.Value], wish: str, **attributes: int) -> ir.Value:
         node = ir.node(op, inputs, attributes)

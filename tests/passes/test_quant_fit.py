@@ -97,8 +97,16 @@ def test_a_dead_activation_has_a_step_of_one_and_no_error(rng):
     assert found.scale(ir.DataType.FLOAT16).dtype == np.float16
 
 
-def test_half_precision_gets_a_normal_step():
-    assert Fit(1e-6).scale(ir.DataType.FLOAT16) == 1.0
+@pytest.mark.parametrize("is_float", [False, True])
+@pytest.mark.parametrize("largest", [1.0, 0.005, 0.0005])
+def test_half_precision_gets_the_same_steps(largest, is_float):
+    found = Fit(largest, is_float=is_float)
+    assert found.scale(ir.DataType.FLOAT16) == pytest.approx(found.scale(), rel=1 / 32)
+    assert found.scale(ir.DataType.FLOAT16).dtype == np.float16
+
+
+def test_an_activation_too_faint_for_its_type_has_the_least_step():
+    assert Fit(1e-6).scale(ir.DataType.FLOAT16) == np.float16(2**-20)
     assert Fit(1e-6).scale() == pytest.approx(1e-6 / 127)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from optc.rewrite.quant_grid import Grid
+from optc.rewrite.quant_grid import Grid, least_scale
 
 GRIDS = [
     Grid(8),
@@ -39,19 +39,29 @@ def test_a_weight_on_the_grid_stays_where_it_is(grid):
 
 
 @pytest.mark.parametrize("grid", [*GRIDS, Grid(8, is_float=True)], ids=str)
-@pytest.mark.parametrize("value", [0.0, 1e-42])
-def test_groups_of_nothing_have_scale_one_and_become_zero(grid, value):
-    rows = np.full((2, 96), value, np.float32)
+def test_groups_of_nothing_have_scale_one_and_become_zero(grid):
+    rows = np.zeros((2, 96), np.float32)
     scales, zeros = grid.scales(rows)
     assert (scales == 1).all()
     assert not grid.values(grid.steps(rows, scales, zeros), scales, zeros).any()
 
 
-def test_scales_are_normal_numbers_of_the_type_that_they_are_stored_in():
-    rows = np.full((1, 32), 1e-6, np.float32)
-    scales, zeros = Grid(8).scales(rows, np.dtype(np.float16))
-    assert scales.dtype == np.float16
-    assert np.isfinite(Grid(8).values(Grid(8).steps(rows, scales, zeros), scales, zeros)).all()
+@pytest.mark.parametrize("grid", [*GRIDS, Grid(8, is_float=True)], ids=str)
+@pytest.mark.parametrize(("value", "kind"), [(1e-42, "float32"), (6e-8, "float16")])
+def test_groups_too_faint_for_their_type_have_its_least_scale(grid, value, kind):
+    rows = np.full((2, 96), value, np.float32)
+    found = grid.scales(rows, np.dtype(kind))
+    assert (found[0] == least_scale(np.dtype(kind))).all()
+    moved = np.abs(grid.values(grid.steps(rows, *found), *found) - rows)
+    assert (moved <= 1.001 * rows).all()
+
+
+@pytest.mark.parametrize("grid", [*GRIDS, Grid(8, is_float=True)], ids=str)
+@pytest.mark.parametrize("size", [0.05, 0.004, 0.0005])
+def test_weights_of_any_ordinary_size_keep_their_steps_in_half_precision(grid, size):
+    rows = size * _rows()
+    half = np.linalg.norm(grid.rounded(rows, np.dtype(np.float16)) - rows)
+    assert half < 1.05 * np.linalg.norm(grid.rounded(rows) - rows)
 
 
 def test_groups_are_finer_than_channels_and_zero_points_than_symmetry():
