@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from optc.core.context import Array
+from optc.rewrite.quant_channels import counted
 from optc.rewrite.quant_gram import Inputs
 from optc.rewrite.quant_grid import FLOAT32, Grid
 from optc.rewrite.quant_solve import nearest
@@ -59,7 +60,8 @@ def _candidates(rows: Array, magnitudes: Array) -> Iterator[Array]:
     """Factors by falling trust in the magnitudes alone."""
     if not magnitudes.any() or not rows.any():
         return
-    flows, weights = _logs(magnitudes), _logs(np.abs(rows).mean(axis=0))
+    flows = np.log(counted(magnitudes.astype(np.float64), _FAINT))
+    weights = _logs(np.abs(rows).mean(axis=0))
     for exponent in EXPONENTS:
         for logs in (exponent * flows, exponent * flows - (1 - exponent) * weights):
             yield np.exp(logs - logs.mean()).astype(np.float32)

@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from optc.core.context import Array
 from optc.ir.streamed import read_tensor
+from optc.rewrite.quant_channels import counted
 from optc.rewrite.quant_grid import Grid, as_scales
 from optc.rewrite.quant_observe import Seen
 from optc.rewrite.quant_sites import Site
@@ -134,14 +135,16 @@ def fit(seen: Seen, columns: Array, grid: Grid, *, smooth: bool, block: int | No
         seen: What calibration saw of it.
         columns: Output channels of the weights that it meets, [K,C].
         grid: Of these weights; the activation gets one of the same kind, int8 or E4M3.
-        smooth: Whether its channels may be divided by factors.
+        smooth: Whether its channels may be divided by factors. They are not where there are no
+            other rows to judge factors on than those that they are made of.
         block: Channels of one token that have a range of their own, 0 for all of them; None for
             one range for everything.
     """
     rounding = _Rounding(grid, block)
     plain, error, margin = 0.0, *_judge(seen, columns, 0.0, rounding)
     strength = plain
-    for candidate in _STRENGTHS if smooth else ():
+    # factors made of the very rows that they are judged on would always look good
+    for candidate in _STRENGTHS if smooth and seen.are_apart else ():
         found, its_margin = _judge(seen, columns, candidate, rounding)
         if found < error * (_WORTHWHILE if strength == plain else 1.0):
             strength, error, margin = candidate, found, its_margin
@@ -181,7 +184,7 @@ def _factors(largest: Array, columns: Array, strength: float) -> Array:
     if not strength or not largest.any() or not columns.any():
         return np.ones_like(largest)
     weights = np.abs(columns).max(axis=1)
-    logs = strength * np.log(np.maximum(largest, _FAINT * largest.max()))
+    logs = strength * np.log(counted(largest, _FAINT))
     logs -= (1 - strength) * np.log(np.maximum(weights, _FAINT * weights.max()))
     factors: Array = np.exp(logs - logs.mean()).astype(np.float32)
     return factors

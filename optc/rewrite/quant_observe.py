@@ -58,6 +58,11 @@ class Seen:
         return ((self.even, self.odd), (self.odd, self.even))
 
     @property
+    def are_apart(self) -> bool:
+        """Whether the halves saw different rows: one token, or one sample twice, has no halves."""
+        return not np.array_equal(self.even.rows, self.odd.rows)
+
+    @property
     def largest(self) -> Array:
         """Largest magnitude of each channel on all samples."""
         return np.maximum(self.even.largest, self.odd.largest)
