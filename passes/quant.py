@@ -34,8 +34,8 @@ from optc.rewrite.quant_decide import Wishes, decide
 from optc.rewrite.quant_drift import output_names
 from optc.rewrite.quant_footprint import saved_bytes
 from optc.rewrite.quant_grid import Grid
-from optc.rewrite.quant_range import METHODS
-from optc.rewrite.quant_scheme import SCHEMES, Scheme
+from optc.rewrite.quant_range import METHODS, PERCENTILE
+from optc.rewrite.quant_scheme import SCHEMES, Scheme, limits_in_words
 from optc.rewrite.quant_sites import Site, find_sites, is_quantised, weight_groups
 from optc.rewrite.quant_weights import is_finite
 
@@ -76,8 +76,8 @@ class Quant(Pass):
     max_drift: float | None = option(
         None,
         "how far the outputs may move on held-out calibration data: KL divergence of next-token "
-        "distributions in nats (auto: 0.1 for int4, 0.03 for fp8, else 0.011) or, without logits, "
-        "relative L2 error (auto: 0.1 for int4, else 0.03)",
+        f"distributions in nats (auto: {limits_in_words('max_drift')}) or, without logits, "
+        f"relative L2 error (auto: {limits_in_words('max_error')})",
         minimum=0.0,
     )
     max_wide: int | None = option(
@@ -104,7 +104,8 @@ class Quant(Pass):
     )
     calibrate: str = option(
         "auto",
-        "how far one range for all data reaches (int8, fp8): minmax, percentile (99.99), entropy "
+        "how far one range for all data reaches (int8, fp8): minmax, percentile "
+        f"({PERCENTILE:g}), entropy "
         "or mse (these two int8); auto: with the margin that serves samples best which it was not "
         "taken from",
         choices=("auto", *METHODS),

@@ -34,6 +34,9 @@ LABEL = "prefill: "
 """What stands before the names of passes that ran for the second engine."""
 
 _FROM = 9
+"""New tokens from which on the second engine runs a call, unless told otherwise: measured for 4, 9
+and 16 tokens, see docs/decisions/0021-prefill-and-decode-engines.md."""
+
 _OPTION = "--prefill"
 _Measure = CompareHook | UnmeasuredHook
 

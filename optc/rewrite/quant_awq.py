@@ -22,8 +22,15 @@ from optc.rewrite.quant_solve import nearest
 __all__ = ["EXPONENTS", "equalise"]
 
 EXPONENTS = tuple(step / 20 for step in range(1, 21))
+"""The paper's 20 steps from 0 to 1."""
+
 _ROWS = 512
+"""Output channels that stand for all while factors are compared: the mean of their errors spreads a
+twentieth as far as one of them."""
+
 _FAINT = 1e-4
+"""Of the largest mean, the least that one counts as: dead channels would ask for infinite factors.
+More than `quant_fit` has for largest magnitudes, as means lie closer together."""
 
 
 def equalise(

@@ -20,7 +20,12 @@ from optc.rewrite.quant_solve import solve
 __all__ = ["DAMPINGS", "Moments", "damped"]
 
 DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""From GPTQ's own upwards, in half decades: of 0.01, 0.1, 0.3 and 1, products of SmolLM2-135M
+came out best with 0.3 or 1 from 2048 tokens and with 0.1 or 0.3 from 8192, by 1 to 5 % of the
+squared error from one of these three to the next."""
+
 _ROWS = 128
+"""Output channels that are rounded for it: each damping tried costs so much of a whole solution."""
 
 
 @dataclasses.dataclass(frozen=True)

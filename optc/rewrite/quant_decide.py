@@ -25,6 +25,8 @@ from optc.rewrite.quant_weights import rounding_error
 __all__ = ["Wishes", "decide"]
 
 _TRIAL_TOKENS = 1024
+"""Of held-out samples, about so many tokens are run for each plan: whole samples until they are
+there. A search takes about ten plans, and calibration data may be long."""
 
 
 @dataclasses.dataclass(frozen=True)

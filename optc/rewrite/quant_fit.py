@@ -33,11 +33,24 @@ LARGEST = 127
 """Last step of the int8 grid of activations."""
 
 _LARGEST_E4M3 = 448
+"""Largest number of E4M3."""
+
 _STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""From the paper's usual 0.5 up; those of SmolLM2-135M land at 0.8 and 0.9, nearly all."""
+
 _MARGINS = (1.0, 1.15, 1.3)
+"""Around what was seen; 1.3 costs 0.4 bits of the grid."""
+
 _COLUMNS = 256
+"""Output channels that stand for all while strengths are compared: the mean of their errors spreads
+a sixteenth as far as one of them."""
+
 _FAINT = 1e-5
+"""Of the largest channel, the least that one counts as: dead ones would ask for infinite factors.
+Far below a step of int8, 1/127 of the largest, for faint channels gain most by being evened out."""
+
 _WORTHWHILE = 0.9
+"""How much of the error may be left, so that factors, which may cost a Mul, are used at all."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,11 +25,11 @@ PERCENTILE = 99.99
 """The share of magnitudes that `percentile` does not clip, in percent."""
 
 _LEVELS = 128  # magnitudes of int8, with zero
-_COARSE = 2048
-_STRIDE = 4
-_FINEST = 1 / 500
-_TRIED = 256
-_BATCH = 16
+_COARSE = 2048  # bins of the talk's histograms
+_STRIDE = 4  # of them, 1/512 of the range: neighbouring ranges differ by less than a step of int8
+_FINEST = 1 / 500  # of the largest magnitude: outliers may be 500 times as large as the rest
+_TRIED = 256  # ranges from there to all of it, each 2.5 % more than the one before
+_BATCH = 16  # of them at once, to bound memory: 16 * 2^14 bins of float64 are 2 MB
 
 
 def reach(seen: Histogram, method: str) -> float:

@@ -17,6 +17,7 @@ from optc.rewrite.quant_stream import Constant, Solution
 __all__ = ["Unit", "Widths", "constant_of", "reads_alone", "source_of", "units_of"]
 
 _SHORTEST = 16
+"""The shortest block that ONNX Runtime's `GatherBlockQuantized` and `MatMulNBits` take."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

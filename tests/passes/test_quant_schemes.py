@@ -9,10 +9,9 @@ from onnx.reference import ReferenceEvaluator
 from quant_graphs import build, ops, quantise, random
 
 from optc.core.context import Array, Context, Feeds
-from optc.core.errors import SampleError, UsageError
+from optc.core.errors import SampleError
 from optc.parity.site_plot import site_plot
 from optc.passes.quant import Quant
-from optc.rewrite.quant_scheme import SCHEMES
 from optc.targets.evaluate import OrtEvaluator
 
 K, C = 96, 40
@@ -166,46 +165,6 @@ def test_solving_on_activations_that_go_together_beats_rounding(rng):
     assert errors["gptq"] < 0.6 * errors["rtn"]
     assert errors["awq-gptq"] < 0.6 * errors["rtn"]
     assert errors["awq"] < errors["rtn"]
-
-
-@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse"])
-def test_ranges_are_calibrated_by_the_method_asked_for(method, rng):
-    data = [{"x": random(rng, 1, 200, K)} for _ in range(4)]
-    model = _linear(rng)
-    quantise(model, data, calibrate=method, smooth="off")
-    down = next(n for n in model.graph if n.op_type == "QuantizeLinear")
-    scale = float(down.inputs[1].const_value.numpy())
-    reach, largest = scale * 127, max(float(np.abs(f["x"]).max()) for f in data[:3])
-    if method == "minmax":
-        assert reach == pytest.approx(largest, rel=1e-6)
-    else:
-        assert 2.0 < reach < largest  # of a normal distribution, something is clipped
-
-
-WRONG = {
-    "groups": ({"scheme": "int8", "group": 32}, "no groups", "quant:group"),
-    "symmetric": ({"scheme": "w8", "symmetric": True}, "never has zero points", "quant:symmetric"),
-    "method": ({"scheme": "w8", "method": "gptq"}, "4-bit weights", "quant:method"),
-    "tables": ({"scheme": "w8", "vocabulary": 4}, "8 bits everywhere", "quant:vocabulary"),
-    "ranges": ({"scheme": "w8", "calibrate": "mse"}, "no ranges", "quant:calibrate"),
-    "channels": ({"scheme": "int4", "smooth": "off"}, "rounds no activations", "quant:smooth"),
-    "entropy": ({"scheme": "fp8", "calibrate": "entropy"}, "steps of one size", "quant:calibrate"),
-    "error": ({"scheme": "fp8", "calibrate": "mse"}, "steps of one size", "quant:calibrate"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_options_that_mean_nothing_together_are_refused(case, rng):
-    options, words, where = WRONG[case]
-    with pytest.raises(UsageError, match=words) as caught:
-        quantise(_linear(rng), _mixed(rng), **options)
-    assert caught.value.where == where
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_what_is_true_of_every_scheme_may_be_said(scheme, rng):
-    said = {"method": "rtn", "vocabulary": 8, "symmetric": False, "smooth": "auto"}
-    assert quantise(_linear(rng), _mixed(rng), scheme=scheme, **said).sites == ("y",)
 
 
 def test_a_method_that_needs_data_says_so(rng):
