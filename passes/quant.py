@@ -26,12 +26,12 @@ import onnx_ir.passes.common as common
 from optc.core.base import Pass, PassResult, Promise, Refusal, option
 from optc.core.context import Context
 from optc.core.errors import PassContractError, SampleError, UnsupportedError, UsageError
-from optc.ir.interface import LOGITS, ports
+from optc.ir.interface import ports
 from optc.rewrite.calibration import cut_to_cache
 from optc.rewrite.encode_once import encoder_in_line
 from optc.rewrite.quant_apply import apply_plan
 from optc.rewrite.quant_decide import Wishes, decide
-from optc.rewrite.quant_drift import output_names
+from optc.rewrite.quant_drift import is_divergence
 from optc.rewrite.quant_footprint import saved_bytes
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_range import METHODS, PERCENTILE
@@ -189,8 +189,7 @@ class Quant(Pass):
         scheme = self._scheme(ctx.target)
         limit = self.max_drift
         if limit is None:
-            has_logits = output_names(model) == [LOGITS]
-            limit = scheme.max_drift if has_logits else scheme.max_error
+            limit = scheme.max_drift if is_divergence(model) else scheme.max_error
         method = self.method
         if method == "auto":
             has_data = ctx.evaluate is not None and bool(ctx.calibration)

@@ -1,8 +1,8 @@
 """How far a quantised graph drifts from the float graph, measured by running both.
 
-A graph with an output `logits`: mean Kullback-Leibler divergence, in nats, of the distributions in
-its last axis from those of the float graph. Any other graph: relative L2 error of its outputs, the
-largest over outputs.
+A graph with an output `logits` of two columns or more: mean Kullback-Leibler divergence, in nats,
+of the distributions in its last axis from those of the float graph. Any other graph: relative L2
+error of its outputs, the largest over those in floating point; over all where there are none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from optc.rewrite.quant_observe import tokens_of
 from optc.rewrite.quant_plan import Plan
 from optc.rewrite.quant_sites import find_sites
 
-__all__ = ["DriftMeter", "Trial", "distance", "output_names"]
+__all__ = ["DriftMeter", "Trial", "distance", "is_divergence", "output_names", "rows_of"]
 
 _KEPT_BYTES = 256 << 20
 _USUAL_TRIALS = 10
@@ -46,23 +46,48 @@ class Trial:
     drift: float
 
 
-_Key = tuple[frozenset[tuple[str, Grid]], frozenset[str], frozenset[str], frozenset[str]]
+_Key = tuple[frozenset[tuple[str, Grid]], *tuple[frozenset[str], ...]]
 
 
 def _key(plan: Plan) -> _Key:
-    """What tells plans of one pass apart: a constant is never solved in two ways."""
-    grids = frozenset(plan.weights.items())
-    return grids, frozenset(plan.activations), plan.tokens, frozenset(plan.solved)
+    """What tells plans of one pass apart: nothing is solved, fitted or divided in two ways."""
+    divided = {name for name, fit in plan.activations.items() if fit.factors is not None}
+    named = (plan.activations, divided, plan.tokens, plan.solved, plan.factors)
+    return frozenset(plan.weights.items()), *map(frozenset[str], named)
 
 
 def output_names(model: ir.Model) -> list[str]:
-    """The outputs that drift is measured at."""
-    names = [str(out.name) for out in model.graph.outputs]
-    return [LOGITS] if LOGITS in names else names
+    """The outputs that drift is measured at: `logits`, or else all in floating point, or else all.
+
+    A choice among values, such as ArgMax, changes by leaps or not at all.
+    """
+    outputs = list(model.graph.outputs)
+    if any(out.name == LOGITS for out in outputs):
+        return [LOGITS]
+    floats = [out for out in outputs if out.dtype is None or out.dtype.is_floating_point()]
+    return [str(out.name) for out in floats or outputs]
+
+
+def is_divergence(model: ir.Model) -> bool:
+    """Whether drift is a divergence of distributions, not a relative error.
+
+    One column of `logits` is a score: its distribution is certain, whatever the score.
+    """
+    shapes = [out.shape for out in model.graph.outputs if out.name == LOGITS]
+    return bool(shapes) and not (shapes[0] and shapes[0][-1] == 1)
+
+
+def rows_of(array: Array) -> Array:
+    """[..., V] as float32 rows [R,V]; of nothing, no rows."""
+    width = array.shape[-1] if array.ndim else 1
+    rows = array.reshape(-1, width) if array.size else np.zeros((0, max(width, 1)))
+    return rows.astype(np.float32, copy=False)
 
 
 def distance(name: str, got: Array, expected: Array) -> tuple[float, float]:
     """How far rows [R,V] of an output are from what was expected, summed, and what to divide by.
+
+    Minus infinity, where both have it, is no distance: it is how a token is suppressed.
 
     Args:
         name: The output: divergences for logits, squared differences for all others.
@@ -70,11 +95,14 @@ def distance(name: str, got: Array, expected: Array) -> tuple[float, float]:
         expected: Of the float graph.
 
     Returns:
-        The distance, infinite where `got` is not finite, and the size.
+        The distance, infinite where `got` is NaN or infinite and was not expected to be, and the
+        size.
     """
-    if not np.isfinite(got).all():
+    if not (np.isfinite(got) | (np.isneginf(got) & np.isneginf(expected))).all():
         return math.inf, 1.0
-    return _divergence(got, expected) if name == LOGITS else _squares(got, expected)
+    if name == LOGITS and expected.shape[-1] > 1:
+        return _divergence(got, expected)
+    return _squares(got, expected)
 
 
 class DriftMeter:
@@ -108,14 +136,14 @@ class DriftMeter:
         self._known: dict[_Key, Trial] = {}
         self._expected = [self._kept(outputs) for outputs in self._outputs(model)]
         for index, outputs in enumerate(self._expected):
-            if not all(np.isfinite(array).all() for array in outputs):
+            if not all(map(_is_sound, self._fetch, outputs)):
                 problem = f"the float graph gives NaN or infinity on calibration sample {index}"
                 raise SampleError(problem, remedy="give other calibration data")
 
     @property
     def is_divergence(self) -> bool:
         """Whether drift is a divergence of distributions, not a relative error."""
-        return self._fetch == [LOGITS]
+        return is_divergence(self._model)
 
     @property
     def metric(self) -> str:
@@ -164,12 +192,18 @@ class DriftMeter:
         """Rows [R,V] of each output; of logits, evenly spaced ones that fit the memory bound."""
         kept = []
         for array in outputs:
-            width = array.shape[-1] if array.ndim else 1
-            rows = array.reshape(-1, width).astype(np.float32, copy=False)
+            rows = rows_of(array)
             most = max(1, _KEPT_BYTES // (4 * rows.shape[1] * len(self._samples)))
             chosen = np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))
             kept.append(rows[chosen] if len(chosen) < len(rows) else rows)
         return kept
+
+
+def _is_sound(name: str, rows: Array) -> bool:
+    """Whether a float graph may answer so: no NaN or infinity, and some token not suppressed."""
+    numbers = np.isfinite(rows)
+    some = name != LOGITS or numbers.any(axis=1).all()
+    return bool(some and (numbers | np.isneginf(rows)).all())
 
 
 def _log_softmax(rows: Array) -> Array:
@@ -181,11 +215,18 @@ def _log_softmax(rows: Array) -> Array:
 def _divergence(got: Array, expected: Array) -> tuple[float, float]:
     """Sum over rows of KL(expected || got), and the number of rows."""
     right = _log_softmax(expected)
-    terms = np.exp(right) * (right - _log_softmax(got))
+    with np.errstate(invalid="ignore"):  # what cannot come has no part in it
+        terms = np.exp(right) * (right - _log_softmax(got))
+    terms[np.isneginf(right)] = 0
     return float(terms.sum(dtype=np.float64)), float(len(expected))
 
 
 def _squares(got: Array, expected: Array) -> tuple[float, float]:
-    """Squared distance, and the square of what was expected."""
-    moved = np.square(got - expected).sum(dtype=np.float64)
-    return float(moved), float(np.square(expected).sum(dtype=np.float64))
+    """Squared distance, and the square of what was expected, in float64: 1e37 has a square too."""
+    if np.isneginf(expected).any():
+        if not np.array_equal(np.isneginf(got), np.isneginf(expected)):
+            return math.inf, 1.0
+        numbers = np.isfinite(expected)
+        got, expected = got[numbers], expected[numbers]
+    wide = expected.astype(np.float64)
+    return float(np.square(got - wide).sum()), float(np.square(wide).sum())

@@ -19,11 +19,10 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from optc.core.context import Array, Context, Feeds
+from optc.core.context import Context, Feeds
 from optc.core.errors import SampleError, UnsupportedError
-from optc.ir.interface import LOGITS
 from optc.rewrite.quant_apply import write_plan
-from optc.rewrite.quant_drift import distance, output_names
+from optc.rewrite.quant_drift import distance, is_divergence, output_names, rows_of
 from optc.rewrite.quant_nodes import NodeWriter
 from optc.rewrite.quant_plan import Plan
 from optc.rewrite.quant_sites import Site, find_sites
@@ -123,20 +122,16 @@ def _measure(
         for want, got in zip(wanted, ctx.evaluate(trial, batches, fetch=names), strict=True):
             for index, name in enumerate(names):
                 for copy in range(copies):
-                    added = distance(name, _rows(got[name][copy]), _rows(want[name][0]))
+                    added = distance(name, rows_of(got[name][copy]), rows_of(want[name][0]))
                     moved[copy, index] += added[0]
                     size[copy, index] += added[1]
     except _REFUSALS:
         return None
     drifts = (moved / np.maximum(size, np.finfo(np.float64).tiny)).max(axis=1)
-    drifts = np.maximum(drifts, 0.0) if names == [LOGITS] else np.sqrt(drifts)
+    drifts = np.maximum(drifts, 0.0) if is_divergence(model) else np.sqrt(drifts)
     *of_units, untouched = [float(drift) for drift in drifts]
     # the last copy differs from the float graph by round-off alone, or copies mix
     return None if untouched > _MOVED * max([*of_units, 1e-9]) + 1e-9 else of_units
-
-
-def _rows(array: Array) -> Array:
-    return array.reshape(-1, array.shape[-1] if array.ndim else 1).astype(np.float32, copy=False)
 
 
 def _trial(model: ir.Model, units: Sequence[Unit], plan: Plan) -> ir.Model:
