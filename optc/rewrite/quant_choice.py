@@ -114,7 +114,7 @@ class Choice:
         if grid is not None:
             row |= {"group": grid.group, "solved": site.weight.name in self.plan.solved}
         if site.weight.name in self.errors:
-            row["weight_error"] = self.errors[str(site.weight.name)]
+            row["weight_error"] = _finite(self.errors[str(site.weight.name)])
         if site.activation is not None:
             row["activation"] = str(site.activation.name)
         source = source_of(site)

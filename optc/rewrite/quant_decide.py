@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from optc.core.context import Array, Context, Feeds
@@ -51,6 +52,7 @@ class Wishes:
     max_wide: int | None
 
 
+@np.errstate(over="ignore", invalid="ignore")  # squares of weights of 1e37; drift is what counts
 def decide(model: ir.Model, sites: Sequence[Site], wishes: Wishes, ctx: Context) -> Choice:
     """Plan the widths of `sites`.
 
