@@ -22,7 +22,7 @@ from optc.targets.ort_quant_layout import (
     transposed,
 )
 from optc.targets.ort_quant_match import Rounded, Weight, constant_tensor
-from optc.targets.ort_quant_replace import DOMAIN, Replacer, bias_of
+from optc.targets.ort_quant_replace import DOMAIN, Replacer, added, bias_of
 from optc.targets.ort_quant_tokens import Tokens
 
 __all__ = ["BlockKernels", "Blocks"]
@@ -76,10 +76,12 @@ class BlockKernels:
         }
         for node, rounded in zip(nodes, found, strict=True):
             source = node.inputs[0] if rounded is None else rounded.source
-            inputs = [source, blocks.steps, blocks.scales, zeros, None, bias_of(node)]
+            bias, late = bias_of(node, weight.outer)
+            inputs = [source, blocks.steps, blocks.scales, zeros, None, bias]
             while inputs[-1] is None:
                 inputs.pop()
-            self._put.replace(node, [ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN)])
+            product = ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN)
+            self._put.replace(node, added(product, late))
 
     def look_up(self, nodes: list[ir.Node], blocks: Blocks) -> None:
         """Replace lookups whose indices have a known rank; [..., blocks, length] is joined."""

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from optc.targets.ort_quant_layout import transposed
 from optc.targets.ort_quant_match import Rounded, Weight, constant_tensor
-from optc.targets.ort_quant_replace import DOMAIN, Replacer, bias_of
+from optc.targets.ort_quant_replace import DOMAIN, Replacer, added, bias_of
 from optc.targets.ort_quant_tokens import Tokens
 
 __all__ = ["IntegerProducts"]
@@ -45,19 +45,17 @@ class IntegerProducts:
         A bias is added by the kernel, or after it where tokens have scales of their own: the kernel
         (1.32) adds first and multiplies by such scales afterwards.
         """
-        bias = bias_of(node)
+        early, late = bias_of(node, weight.outer)
         if isinstance(activation, Tokens):
             integers, zero = self._by_token(activation, weight)
-            late, early = bias, None
+            early, late = None, early or late
         else:
             integers, zero = self._by_tensor(activation)
-            late, early = None, bias
         inputs: list[ir.Value | None] = [integers, matrix, activation.scale, weight.scale, zero]
         if early is not None:
             inputs += [None, early]
         product = ir.node("MatMulIntegerToFloat", inputs, domain=DOMAIN)
-        added = [] if late is None else [ir.node("Add", [product.outputs[0], late])]
-        self._put.replace(node, [product, *added])
+        self._put.replace(node, added(product, late))
 
     def _by_tensor(self, activation: Rounded) -> tuple[ir.Value, ir.Value]:
         """Integers as uint8, and the zero point."""
@@ -81,18 +79,24 @@ class IntegerProducts:
             middle = np.array(_MIDDLE, np.uint8)
             self._middle = self._put.writer.constant("middle", ir.Tensor(middle))
         if activation.integers not in self._moved:
-            name = activation.integers.name
-            size = ir.node("Shape", [activation.scale])
-            sizes = self._put.writer.insert(size, f"{name}_sizes", ir.Value(), before=down)
-            spread = ir.node("Expand", [self._middle, sizes])
-            zeros = self._put.writer.insert(spread, f"{name}_middles", ir.Value(), before=down)
-            attributes = {"axis": -1, "block_size": weight.inner}
-            node = ir.node(
-                "QuantizeLinear", [activation.source, activation.scale, zeros], attributes
-            )
+            zeros: ir.Value = self._middle
+            blocks: dict[str, int] = {}
+            shape = activation.source.shape
+            if shape is None or len(shape) > 1:  # [K] is one token, and blocks are of two axes
+                zeros = self._middles(activation, down)
+                blocks = {"axis": -1, "block_size": weight.inner}
+            node = ir.node("QuantizeLinear", [activation.source, activation.scale, zeros], blocks)
             moved = self._insert(node, activation.integers, down)
             self._moved[activation.integers] = (moved, self._middle)
         return self._moved[activation.integers]
+
+    def _middles(self, activation: Tokens, down: ir.Node) -> ir.Value:
+        """The zero point, once for each token."""
+        name = activation.integers.name
+        size = ir.node("Shape", [activation.scale])
+        sizes = self._put.writer.insert(size, f"{name}_sizes", ir.Value(), before=down)
+        spread = ir.node("Expand", [self._middle, sizes])
+        return self._put.writer.insert(spread, f"{name}_middles", ir.Value(), before=down)
 
     def _insert(self, node: ir.Node, like: ir.Value, before: ir.Node) -> ir.Value:
         value = self._put.writer.insert(node, f"{like.name}_moved", like, before=before)

@@ -160,9 +160,9 @@ def readers(weight: Weight) -> tuple[list[ir.Node], list[ir.Node]]:
     products: list[ir.Node] = []
     lookups: list[ir.Node] = []
     for node, slot, axis in _uses(weight.output, weight.axis):
-        if _is_product(node, slot, axis, weight.outer):
+        if _is_product(node, slot, axis):
             products.append(node)
-        elif node.op_type == "Gather" and slot == axis == node.attributes.get_int("axis", 0) == 0:
+        elif node.op_type == "Gather" and slot == axis == 0 and _chooses_rows(node):
             lookups.append(node)
     return products, lookups
 
@@ -180,8 +180,8 @@ def _uses(value: ir.Value, axis: int) -> list[tuple[ir.Node, int, int]]:
     return found
 
 
-def _is_product(node: ir.Node, slot: int, axis: int, channels: int) -> bool:
-    """A product plus, at most, a bias of one number for each channel; others are broadcast."""
+def _is_product(node: ir.Node, slot: int, axis: int) -> bool:
+    """A product plus, at most, a bias."""
     if slot != 1:
         return False
     if node.op_type == "MatMul":
@@ -189,10 +189,13 @@ def _is_product(node: ir.Node, slot: int, axis: int, channels: int) -> bool:
     if node.op_type != "Gemm" or node.attributes.get_int("transA", 0) != 0:
         return False
     factors = [node.attributes[k].as_float() for k in ("alpha", "beta") if k in node.attributes]
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    is_row = bias is None or (bias.shape is not None and bias.shape == (channels,))
-    is_plain = is_row and all(factor == 1.0 for factor in factors)
+    is_plain = all(factor == 1.0 for factor in factors)
     return is_plain and axis == (0 if node.attributes.get_int("transB", 0) else 1)
+
+
+def _chooses_rows(lookup: ir.Node) -> bool:
+    """Whether a Gather in a matrix chooses among its rows."""
+    return lookup.attributes.get_int("axis", 0) in (0, -2)
 
 
 def rounded_input(node: ir.Node) -> Rounded | None:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from optc.rewrite.quant_nodes import NodeWriter
 
-__all__ = ["DOMAIN", "Replacer", "bias_of"]
+__all__ = ["DOMAIN", "Replacer", "added", "bias_of"]
 
 DOMAIN = "com.microsoft"
 
@@ -41,6 +41,13 @@ class Replacer:
         self.count += 1
 
 
-def bias_of(node: ir.Node) -> ir.Value | None:
-    """What a Gemm adds."""
-    return node.inputs[2] if len(node.inputs) > 2 else None
+def bias_of(node: ir.Node, channels: int) -> tuple[ir.Value | None, ir.Value | None]:
+    """What a Gemm adds: one number for each channel, as kernels do; or else, after the kernel."""
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    is_row = bias is not None and bias.shape is not None and bias.shape == (channels,)
+    return (bias, None) if is_row else (None, bias)
+
+
+def added(product: ir.Node, late: ir.Value | None) -> list[ir.Node]:
+    """A product, and what is added to it."""
+    return [product] if late is None else [product, ir.node("Add", [product.outputs[0], late])]

@@ -160,8 +160,10 @@ def test_a_tied_table_that_no_block_divides_is_still_one_tensor(rng, run):
     np.testing.assert_array_equal(run(low, ids)["found"], exact(model, ids)["found"])
 
 
-def test_a_table_alone_is_looked_up_by_rows_of_integers(rng, run):
-    text = "main (int64[n] ids, float[50, 8] table) => (float[n, 8] y) { y = Gather(table, ids) }"
+@pytest.mark.parametrize("lookup", ["Gather", "Gather<axis = -2>"])
+def test_a_table_alone_is_looked_up_by_rows_of_integers(lookup, rng, run):
+    body = f"{{ y = {lookup}(table, ids) }}"
+    text = f"main (int64[n] ids, float[50, 8] table) => (float[n, 8] y) {body}"
     model = quantised(build(text, table=random(rng, 50, 8)))
     low = lowered(model, 1)
     assert sorted(ops(low)) == ["Cast", "Gather", "Gather", "Mul"]
@@ -191,14 +193,17 @@ def test_a_gemm_keeps_its_bias_in_either_layout(activations, flip, rng, run):
     assert (np.abs(run(low, x)["y"] - exact(model, x)["y"]) <= bound + 1e-4).all()
 
 
-@pytest.mark.parametrize("shape", [(1,), (1, 16)])
-def test_a_gemm_whose_bias_is_broadcast_stays_and_runs(shape, rng, run):
+@pytest.mark.parametrize("activations", [(), ("x",)], ids=["w8", "w8a8"])
+@pytest.mark.parametrize("shape", [(1,), (1, 16), (5, 1), (5, 16)])
+def test_a_bias_that_is_no_row_is_added_after_the_product(shape, activations, rng, run):
     axes = ", ".join(map(str, shape))
     text = GEMM.format(shape="32, 16", flip=0).replace("float[16] c", f"float[{axes}] c")
-    model = quantised(build(text, w=random(rng, 32, 16), c=random(rng, *shape)), "x")
-    low = lowered(model, 0)
-    x = {"x": random(rng, 5, 32)}
-    np.testing.assert_allclose(run(low, x)["y"], exact(model, x)["y"], rtol=1e-5, atol=1e-4)
+    model = quantised(build(text, w=random(rng, 32, 16)), *activations)
+    low = lowered(model, 1)
+    assert ops(low)[-2:] == ["MatMulIntegerToFloat" if activations else "MatMulNBits", "Add"]
+    x = {"x": random(rng, 5, 32), "c": random(rng, *shape)}
+    bound = 0.0 if activations else block_bound(x["x"], dequantised(model, "w"), 32)
+    assert (np.abs(run(low, x)["y"] - exact(model, x)["y"]) <= bound + 1e-4).all()
 
 
 def test_a_weight_stored_by_rows_is_turned_for_the_integer_product(rng, run):

@@ -12,6 +12,7 @@ from optc.rewrite.quant_grid import Grid
 from optc.targets.ort_quant import lower_quant
 
 CHAIN = ["Abs", "ReduceMax", "Mul", "Max", "Shape", "Expand", "QuantizeLinear"]
+INTEGERS = "MatMulIntegerToFloat"
 PRODUCT = "float[b, s, 48] x) => (float[b, s, 24] y)"
 
 
@@ -45,6 +46,15 @@ def test_each_token_keeps_a_scale_of_its_own_in_an_integer_product(shape, by_row
     want, got = exact(model, x)["y"], run(low, x)["y"]
     # sums of integers are exact; what differs is the order of two multiplications
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6 * np.abs(want).max(initial=0))
+
+
+def test_one_token_without_an_axis_for_it_has_one_scale(rng, run):
+    signature, lines = "float[48] x) => (float[24] y)", with_tokens("x", "a") + "y = MatMul(a, w)"
+    model = build(signature, lines, stored(rng, (24, 48), Grid()))
+    low = lowered(model, 1)
+    assert kernels(low) == ["Abs", "ReduceMax", "Mul", "Max", "QuantizeLinear", INTEGERS]
+    x = {"x": rng.standard_normal(48).astype(np.float32)}
+    np.testing.assert_allclose(run(low, x)["y"], exact(model, x)["y"], rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_rounded_is_unsigned_for_the_fast_kernel(rng):
