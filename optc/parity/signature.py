@@ -74,7 +74,9 @@ def _rows_of_gather(node: ir.Node, index: int, added: int) -> list[int]:
     if node.domain or node.op_type != "Gather" or index != 1 or table is None:
         return []
     axis = node.attributes.get_int("axis", 0)
-    if axis != 0 or table.shape is None or not isinstance(table.shape[0], int):
+    if table.shape is None or axis not in (0, -len(table.shape)):
+        return []
+    if not isinstance(table.shape[0], int):
         return []
     return [table.shape[0] - added]
 

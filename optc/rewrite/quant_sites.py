@@ -20,6 +20,7 @@ __all__ = ["Site", "Sites", "find_sites", "is_quantised", "weight_groups"]
 
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16}
 _SMALL_TABLE = 0.01
+_ROWS_OF_A_MATRIX = (0, -2)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class Sites:
 
 
 def find_sites(model: ir.Model, wants: Callable[[str], bool] = lambda _: True) -> Sites:
-    """Find every place of the main graph that may be quantised.
+    """Find every place of the main graph that may be quantised; those of its branches are refused.
 
     Args:
         model: The graph; not changed.
@@ -72,6 +73,7 @@ def find_sites(model: ir.Model, wants: Callable[[str], bool] = lambda _: True) -
             candidates.append(match)
         elif match:
             refusals.append(Refusal(str(node.outputs[0].name), match))
+    refusals += _inner(model.graph)
     tensors = [value.const_value for value in model.graph.initializers.values()]
     total = sum(tensor.nbytes for tensor in tensors if tensor is not None)
     sites: list[Site] = []
@@ -83,10 +85,26 @@ def find_sites(model: ir.Model, wants: Callable[[str], bool] = lambda _: True) -
                 refusals.append(Refusal(site.name, reason))
             else:
                 sites.append(site)
-    order = {str(node.outputs[0].name): index for index, node in enumerate(model.graph)}
+    order = {str(n.outputs[0].name): index for index, n in enumerate(_producing(model.graph))}
     sites.sort(key=lambda s: order[s.name])
     refusals.sort(key=lambda r: order[r.site])
     return Sites(tuple(sites), tuple(refusals))
+
+
+def _producing(graph: ir.Graph) -> list[ir.Node]:
+    """All nodes that give something, those of branches and loops after the node that has them."""
+    return [node for node in graph.all_nodes() if node.outputs]
+
+
+def _inner(graph: ir.Graph) -> list[Refusal]:
+    """What would be a site if it were not part of a branch or a loop."""
+    matches = [(node, _match(node)) for node in _producing(graph) if node.graph is not graph]
+    reason = "it is part of a branch or a loop, where nothing is quantised"
+    return [
+        Refusal(str(node.outputs[0].name), reason if isinstance(match, Site) else match)
+        for node, match in matches
+        if match
+    ]
 
 
 def weight_groups(sites: Iterable[Site]) -> list[list[Site]]:
@@ -119,7 +137,7 @@ def _match(node: ir.Node) -> Site | str:
 
 def _match_lookup(node: ir.Node) -> Site | str:
     table = node.inputs[0]
-    if table is None or node.attributes.get_int("axis", 0) != 0:
+    if table is None or node.attributes.get_int("axis", 0) not in _ROWS_OF_A_MATRIX:
         return ""
     if is_quantised(table):
         return "its weight is quantised already"
@@ -175,6 +193,8 @@ def _group_problem(group: list[Site], total_bytes: int) -> str:
     tensor = weight.const_value
     if tensor is None or _rank(weight) != 2:
         return f"its constant has {_rank(weight)} axes, not 2"
+    if not tensor.size:
+        return "its constant has no elements"
     if tensor.dtype not in _FLOATS:
         return f"its constant is {tensor.dtype.name}, not FLOAT or FLOAT16"
     if len({site.axis for site in group}) > 1:

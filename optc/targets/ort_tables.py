@@ -12,10 +12,12 @@ __all__ = ["tables"]
 def tables(model: ir.Model) -> Iterator[tuple[int, ir.Value]]:
     """Rows of each table of the main graph, and the value that chooses among them."""
     for node in model.graph:
-        if node.op_type != "Gather" or node.domain or node.attributes.get_int("axis", 0) != 0:
+        if node.op_type != "Gather" or node.domain:
             continue
         table, indices = node.inputs
         if table is None or table.const_value is None or indices is None:
             continue
-        if table.is_initializer():
-            yield table.const_value.shape.numpy()[0], indices
+        sizes = table.const_value.shape.numpy()
+        chooses_rows = node.attributes.get_int("axis", 0) in (0, -len(sizes))
+        if chooses_rows and table.is_initializer():
+            yield sizes[0], indices

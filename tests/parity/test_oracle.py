@@ -193,6 +193,7 @@ def test_losing_the_mask_is_seen_and_other_values_at_padding_are_not() -> None:
         ("u = Unsqueeze (x, one)  c = Cast <to = 6> (u)  y = Gather (table, c)", 10),
         ("p = Add (x, two)  y = Gather (table, p)", 8),
         ("a = Gather (small, x)  y = Gather (table, x)", 4),
+        ("y = Gather <axis = -2> (table, x)", 10),
         ("n = Not (m)  k = Where (n, x, one)  y = Gather (table, k)", 10),
         ("f = Cast <to = 1> (x)  y = Mul (f, f)", None),
         ("c = CumSum (x, zero)  y = Gather (table, c)", None),

@@ -56,6 +56,12 @@ def test_a_limit_is_where_the_table_ends(indices: str, limit: int | None) -> Non
     assert position_limit(looked_up(indices)) == limit
 
 
+def test_rows_counted_from_the_last_axis_are_rows() -> None:
+    model = looked_up("Identity(positions)")
+    model.graph[-1].attributes.add(ir.AttrInt64("axis", -2))
+    assert position_limit(model) == 10
+
+
 def test_another_input_among_the_positions_hides_the_limit() -> None:
     assert position_limit(looked_up("Add(positions, gaps)", more=", int64[B,1] gaps")) is None
 
