@@ -107,7 +107,7 @@ def build(
     check_not_built(graph, source)
     limits = fitted(limits, graph)
     dumps = Path(dump_dir) if dump_dir is not None else None
-    needs = make_forecast(graph, chains, bundle, dumps, runs=wanted.runs)
+    needs = make_forecast(graph, chains, bundle, dumps, way_out=wanted.way_out)
     check_forecast(needs, force=force, log=log)
     data = wanted.find(graph, source, seed=seed, log=log, progress=progress)
     context = Context(OrtEvaluator(), data.calibration, goal.name, seed, progress)
