@@ -22,6 +22,7 @@ import onnx_ir.passes.common as common
 from optc.core.context import Array, Context, Evaluator, Feeds
 from optc.core.errors import OptcError
 from optc.ir.interface import LOGITS
+from optc.rewrite.evenly import evenly
 from optc.rewrite.quant_apply import write_plan
 from optc.rewrite.quant_drift import distance, output_names
 from optc.rewrite.quant_nodes import NodeWriter
@@ -79,8 +80,7 @@ def sensitivities(
 
 
 def _spread(samples: Sequence[Feeds]) -> list[Feeds]:
-    chosen = np.unique(np.linspace(0, len(samples) - 1, min(_SAMPLES, len(samples))).astype(int))
-    return [samples[index] for index in chosen]
+    return [samples[index] for index in evenly(len(samples), _SAMPLES)]
 
 
 def _tokens(model: ir.Model) -> int:
