@@ -167,8 +167,9 @@ def _trial(model: ir.Model, units: Sequence[Unit], plan: Plan) -> ir.Model:
     copies = len(units) + 1
     quantised: list[Site] = []
     fits, tokens, factors = dict(plan.activations), set(plan.tokens), dict(plan.factors)
+    numbers = _Numbers(writer)
     for index, unit in enumerate(units):
-        inner = _Copy(writer, trial.graph, index, copies)
+        inner = _Copy(writer, numbers, trial.graph, index, copies)
         for site in (places[s.name] for s in unit.sites):
             new = inner.quantised(site)
             quantised.append(new)
@@ -187,11 +188,28 @@ def _trial(model: ir.Model, units: Sequence[Unit], plan: Plan) -> ir.Model:
     return trial
 
 
+class _Numbers:
+    """Constants [1] of a graph, each there once, int64."""
+
+    def __init__(self, writer: NodeWriter):
+        self._writer = writer
+        self._known: dict[int, ir.Value] = {}
+
+    def of(self, number: int) -> ir.Value:
+        """The constant that holds `number`."""
+        if number not in self._known:
+            tensor = ir.Tensor(np.array([number], np.int64))
+            self._known[number] = self._writer.constant(f"copy_{number}", tensor)
+        return self._known[number]
+
+
 class _Copy:
     """Writes what happens in one copy of the batch."""
 
-    def __init__(self, writer: NodeWriter, graph: ir.Graph, index: int, copies: int):
-        self._writer, self._graph = writer, graph
+    def __init__(
+        self, writer: NodeWriter, numbers: _Numbers, graph: ir.Graph, index: int, copies: int
+    ):
+        self._writer, self._numbers, self._graph = writer, numbers, graph
         self._index, self._copies = index, copies
         self._rows: dict[ir.Value, ir.Value] = {}
 
@@ -227,12 +245,9 @@ class _Copy:
         length.type = ir.TensorType(ir.DataType.INT64)
         ends = []
         for place in (start, stop):
-            scaled = self._node("Mul", [length, self._numbers(place)], length, before)
-            ends.append(self._node("Div", [scaled, self._numbers(self._copies)], length, before))
-        return self._node("Slice", [value, *ends, self._numbers(0)], value, before)
-
-    def _numbers(self, number: int) -> ir.Value:
-        return self._writer.constant("copy", ir.Tensor(np.array([number], np.int64)))
+            scaled = self._node("Mul", [length, self._numbers.of(place)], length, before)
+            ends.append(self._node("Div", [scaled, self._numbers.of(self._copies)], length, before))
+        return self._node("Slice", [value, *ends, self._numbers.of(0)], value, before)
 
     def _node(
         self,
