@@ -15,11 +15,12 @@ from optc.api.log import stage
 from optc.api.outputs import bundle_path, check_folder, folder_bytes
 from optc.api.pack import Packer
 from optc.api.policies import fitted, policy_for
-from optc.api.prefill import calls_of, check_alike, read_prefill, run_passes
+from optc.api.prefill import calls_of, check_alike, read_prefill
 from optc.api.registries import passes as pass_registry
 from optc.api.registries import targets as target_registry
 from optc.api.result import BuildResult
 from optc.api.room import check_not_built, tell_room
+from optc.api.run_passes import run_passes
 from optc.bundle.sign import check_private_key, sign_bundle
 from optc.bundle.write import check_writable, write_bundle
 from optc.core.context import Context, Log, Progress, no_progress, silent

@@ -33,7 +33,9 @@ class Walk:
         self._known: list[dict[str, Array]] = [dict(feeds) for feeds in samples]
         self._nodes = list(model.graph)
         self._places = {node: place for place, node in enumerate(self._nodes)}
-        self._owners = {graph: node for node in self._nodes for graph in _inner(node)}
+        self._owners: dict[object, ir.Node] = {
+            graph: node for node in self._nodes for graph in _inner(node)
+        }
         made = [*model.graph.inputs, *(out for node in self._nodes for out in node.outputs)]
         self._values = {str(value.name): value for value in made}
         self._place = 0
