@@ -7,6 +7,8 @@ STAMP  := $(VENV)/.installed
 # Other runtimes, whose versions do not go together with ours.
 ECOSYSTEM := build/ecosystem
 PINS      := tests/ecosystem/requirements
+# In the order of the files, which starts the longest early; at most 4, as each holds PyTorch.
+WORKERS   := --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -21,7 +23,7 @@ demo: $(STAMP) ## Take SmolLM2 from PyTorch to a verified bundle that generates 
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP) ## Run all tests but those of test-ecosystem
-	$(BIN)/python -m pytest -m 'not ecosystem'
+	$(BIN)/python -m pytest -m 'not ecosystem' $(WORKERS)
 
 test-ecosystem: $(STAMP) $(ECOSYSTEM)/.installed ## Run packages on optimum and onnxruntime-genai
 	$(BIN)/python -m pytest tests/ecosystem tests/e2e/test_ecosystem.py

@@ -20,7 +20,8 @@ from optc.passes.kv import KV
 from optc.runtime.generate import generate
 from optc.targets.evaluate import open_model
 
-pytestmark = pytest.mark.e2e
+# One worker exports the model.
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("smollm2")]
 LAYERS = 30
 
 

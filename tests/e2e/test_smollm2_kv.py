@@ -19,7 +19,8 @@ from optc.passes.kv import KV
 from optc.targets.evaluate import OrtEvaluator, open_model
 from optc.targets.ort import Ort
 
-pytestmark = pytest.mark.e2e
+# One worker exports the model.
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("smollm2")]
 LAYERS = 30
 TOKENS = 8 * 64
 
