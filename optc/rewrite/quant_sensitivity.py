@@ -40,10 +40,10 @@ _OUTPUT_BYTES = 192 << 20
 _TOKENS = 64
 _FEWEST_TOKENS = 8
 _UNITS = 15
-# Samples, from both ends of what there is: text and what the model writes itself, if it is exported.
+# Samples, from both ends of the data: of an export, paragraphs, and what the model wrote itself.
 _SAMPLES = 2
-# Share of the largest cost that the untouched copy may move: kernels sum in another order for other
-# shapes, which is far less; copies that mix move it as far as themselves.
+# Share of the largest cost that the untouched copy may move by round-off, as kernels sum in another
+# order for other shapes; copies that mix move it about as far as themselves.
 _MOVED = 1e-3
 _REFUSALS = (SampleError, UnsupportedError)
 """What an evaluator raises for a batch that the graph does not take: its inputs do not fit, or the
