@@ -13,6 +13,7 @@ import dataclasses
 import numpy as np
 
 from optc.core.context import Array
+from optc.rewrite.evenly import evenly
 from optc.rewrite.quant_gram import Inputs
 from optc.rewrite.quant_grid import FLOAT32, Grid
 from optc.rewrite.quant_solve import solve
@@ -69,7 +70,7 @@ def damped(
         kind: Element type that scales are stored in.
     """
     first, second = halves
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, _ROWS).astype(np.int64))]
+    chosen = rows[evenly(len(rows), _ROWS)]
     best, least = DAMPINGS[0], np.inf
     for damping in DAMPINGS:
         inputs = Inputs.of(first.gram, first.cross, damping=damping)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
@@ -259,3 +260,29 @@ def test_where_no_batch_runs_the_error_of_the_weights_says_what_hurts(rng):
     drawn = site_plot(result.details)
     assert drawn is not None
     assert "estimated from rounding errors" in drawn.title
+
+
+HALF = f"""main (float16[b, s, {K}] x, float16[{K}] gain,
+float16[{K}, {K}] wa, float16[{K}, {K}] wb) => (float16[b, s, {K}] y) {{
+    even = Mul(x, gain)
+    a = MatMul(even, wa)
+    r = Relu(a)
+    c = MatMul(r, wb)
+    y = Add(c, even)
+}}"""
+GATED = HALF.replace("y = Add(c, even)", "y = Add(c, a)")
+
+
+@pytest.mark.parametrize("text", [HALF, GATED], ids=["read twice", "divided"])
+@pytest.mark.parametrize("method", ["awq", "gptq", "awq-gptq"])
+def test_graphs_in_half_precision_are_solved_too(method, text, rng):
+    gain = np.exp(random(rng, K)).astype(np.float16)
+    halves = {name: (random(rng, K, K) / 8).astype(np.float16) for name in ("wa", "wb")}
+    proto = ir.to_proto(build(text, {"gain": gain, **halves}))
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    data = [{"x": feeds["x"].astype(np.float16)} for feeds in _mixed(rng)]
+    (want,) = OrtEvaluator()(model.clone(), data[:1])
+    assert quantise(model, data, scheme="int4", method=method).sites == ("a", "c")
+    (got,) = OrtEvaluator()(model, data[:1])
+    error = np.linalg.norm(np.float32(got["y"] - want["y"])) / np.linalg.norm(np.float32(want["y"]))
+    assert error < 0.15
