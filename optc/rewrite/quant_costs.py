@@ -52,11 +52,24 @@ def costs_of(
         return Costs()
     narrow = widths.plan(frozenset())
     if found := sensitivities(model, units, narrow, ctx, samples):
-        return Costs(found)
+        return Costs(found | _alone(meter, widths, [u for u in units if u.name not in found]))
     squares = {unit.name: _local_error(unit, widths, errors) ** 2 for unit in units}
     base = meter.measure(widths.plan({unit.name for unit in units}))
     gain = max(meter.measure(narrow) - base, 0.0) / (sum(squares.values()) or 1.0)
     return Costs({name: gain * square for name, square in squares.items()}, is_measured=False)
+
+
+def _alone(meter: DriftMeter, widths: Widths, units: Sequence[Unit]) -> dict[str, float]:
+    """Costs of units that have no part in a batch, such as those that read a class token.
+
+    They are few, and each is measured in a run of its own.
+    """
+    names = {unit.name for unit in widths.units}
+    found: dict[str, float] = {}
+    for unit in units:
+        drift = meter.measure(widths.plan(names - {unit.name}))
+        found[unit.name] = max(drift - meter.measure(widths.plan(names)), 0.0)
+    return found
 
 
 def _local_error(unit: Unit, widths: Widths, errors: Mapping[str, float]) -> float:

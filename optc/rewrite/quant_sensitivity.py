@@ -62,7 +62,8 @@ def sensitivities(
         samples: Calibration inputs; the first tokens of a few of them are used.
 
     Returns:
-        Drift by name of the unit; empty where copies in one batch are not independent, or the
+        Drift by name of the unit, without those that have nothing in their copy, as what they read
+        does not grow with the batch; empty where copies in one batch are not independent, or the
         graph does not take a batch.
     """
     tokens = _tokens(model)
@@ -76,11 +77,12 @@ def sensitivities(
     found: dict[str, float] = {}
     for start in range(0, len(units), count):
         part = units[start : start + count]
-        drifts = _measure(_trial(model, part, plan), len(part), ctx.evaluate, cut, wanted)
+        drifts = _measure(*_trial(model, part, plan), ctx.evaluate, cut, wanted)
         if drifts is None:
             return {}
-        found |= {unit.name: drift for unit, drift in zip(part, drifts, strict=True)}
-        ctx.progress("measuring sites", len(found), len(units))
+        pairs = zip(part, drifts, strict=True)
+        found |= {unit.name: drift for unit, drift in pairs if drift is not None}
+        ctx.progress("measuring sites", start + len(part), len(units))
     return found
 
 
@@ -133,19 +135,27 @@ def _tiled(feeds: Feeds, count: int) -> Feeds:
 
 def _measure(
     trial: ir.Model,
-    units: int,
+    lengths: Sequence[str],
     evaluate: Evaluator,
     samples: Sequence[Feeds],
     wanted: Sequence[dict[str, Array]],
-) -> list[float] | None:
-    """Drift of each unit of a trial; None where its copies are not independent."""
-    copies = units + 1
+) -> list[float | None] | None:
+    """Drift of each unit of a trial, None of those without a part in their copy.
+
+    None for all where copies are not independent.
+    """
+    copies = len(lengths) + 1
     names = list(wanted[0])
     moved = np.zeros((copies, len(names)))
     size = np.zeros((copies, len(names)))
+    has_part = np.zeros(len(lengths), bool)
     batches = [_tiled(feeds, copies) for feeds in samples]
+    fetch = [*names, *lengths]
     try:
-        for want, got in zip(wanted, evaluate(trial, batches, fetch=names), strict=True):
+        for want, got in zip(wanted, evaluate(trial, batches, fetch=fetch), strict=True):
+            for unit, length in enumerate(lengths):
+                ends = got[length].item() * np.array([unit, unit + 1]) // copies
+                has_part[unit] |= ends[0] < ends[1]
             for index, name in enumerate(names):
                 for copy in range(copies):
                     added = distance(name, rows_of(got[name][copy]), rows_of(want[name][0]))
@@ -157,11 +167,16 @@ def _measure(
     drifts = np.maximum(drifts, 0.0) if is_divergence(trial) else np.sqrt(drifts)
     *of_units, untouched = [float(drift) for drift in drifts]
     # the last copy differs from the float graph by round-off alone, or copies mix
-    return None if untouched > _MOVED * max([*of_units, 1e-9]) + 1e-9 else of_units
+    if untouched > _MOVED * max([*of_units, 1e-9]) + 1e-9:
+        return None
+    return [drift if has else None for drift, has in zip(of_units, has_part, strict=True)]
 
 
-def _trial(model: ir.Model, units: Sequence[Unit], plan: Plan) -> ir.Model:
-    """The float graph in which unit u is quantised in copy u of the batch."""
+def _trial(model: ir.Model, units: Sequence[Unit], plan: Plan) -> tuple[ir.Model, list[str]]:
+    """The float graph in which unit u is quantised in copy u of the batch.
+
+    Beside it, the value that is the length [1] of what each unit reads, all copies together.
+    """
     trial = model.clone()
     places = {site.name: site for site in find_sites(trial).sites}
     writer = NodeWriter(trial)
@@ -169,6 +184,7 @@ def _trial(model: ir.Model, units: Sequence[Unit], plan: Plan) -> ir.Model:
     quantised: list[Site] = []
     fits, tokens, factors = dict(plan.activations), set(plan.tokens), dict(plan.factors)
     numbers = _Numbers(writer)
+    lengths: list[str] = []
     for index, unit in enumerate(units):
         inner = _Copy(writer, numbers, trial.graph, index, copies)
         for site in (places[s.name] for s in unit.sites):
@@ -183,10 +199,11 @@ def _trial(model: ir.Model, units: Sequence[Unit], plan: Plan) -> ir.Model:
                 tokens.add(name)
             if unit.name in factors:
                 factors[name] = factors[unit.name]
+        lengths.append(inner.lengths[0])
     narrow = dataclasses.replace(plan, activations=fits, tokens=frozenset(tokens), factors=factors)
     write_plan(writer, quantised, narrow)
     common.RemoveUnusedNodesPass()(trial)
-    return trial
+    return trial, lengths
 
 
 class _Numbers:
@@ -205,13 +222,18 @@ class _Numbers:
 
 
 class _Copy:
-    """Writes what happens in one copy of the batch."""
+    """Writes what happens in one copy of the batch.
+
+    Attributes:
+        lengths: Values that hold the length [1] of what was cut into copies, in order.
+    """
 
     def __init__(
         self, writer: NodeWriter, numbers: _Numbers, graph: ir.Graph, index: int, copies: int
     ):
         self._writer, self._numbers, self._graph = writer, numbers, graph
         self._index, self._copies = index, copies
+        self.lengths: list[str] = []
         self._rows: dict[ir.Value, ir.Value] = {}
 
     def quantised(self, site: Site) -> Site:
@@ -243,7 +265,8 @@ class _Copy:
     def _cut(self, value: ir.Value, start: int, stop: int, *, before: ir.Node) -> ir.Value:
         """Copies `start` to `stop` along the first axis, which may count tokens of them too."""
         length = self._node("Shape", [value], value, before, [ir.AttrInt64("end", 1)])
-        length.type = ir.TensorType(ir.DataType.INT64)
+        length.type, length.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([1])
+        self.lengths.append(str(length.name))
         ends = []
         for place in (start, stop):
             scaled = self._node("Mul", [length, self._numbers.of(place)], length, before)

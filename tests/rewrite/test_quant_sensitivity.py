@@ -7,12 +7,14 @@ import pytest
 from optc.core.context import Context
 from optc.core.errors import PassContractError, SampleError, UnsupportedError
 from optc.rewrite import quant_sensitivity
+from optc.rewrite.quant_costs import costs_of
 from optc.rewrite.quant_drift import DriftMeter
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_plan import Plan
+from optc.rewrite.quant_scheme import Scheme
 from optc.rewrite.quant_sensitivity import sensitivities
 from optc.rewrite.quant_sites import find_sites
-from optc.rewrite.quant_units import units_of
+from optc.rewrite.quant_units import Widths, units_of
 from optc.targets.evaluate import OrtEvaluator
 
 K = 32
@@ -99,6 +101,39 @@ def test_copies_that_are_not_along_the_first_axis_are_not_measured():
     samples = [{"x": np.random.default_rng(1).normal(size=(1, 9, K)).astype(np.float32)}]
     units = units_of(find_sites(model).sites)
     assert sensitivities(model, units, Plan({"wa": Grid(4, 16)}), ctx, samples) == {}
+
+
+# A token that is the same for every sample meets a product of its own, before it is spread.
+CLASS = f"""<ir_version: 11, opset_import: ["": 24]>
+main (float[b, s, {K}] x, float[{K}, {K}] wa, float[{K}, {K}] wb) => (float[b, s, {K}] y) {{
+    first = Constant<value_ints = [0]>()
+    end = Constant<value_ints = [1]>()
+    one = Slice(x, first, end, first)
+    zero = Sub(one, one)
+    token = Cos(zero)
+    a = MatMul(token, wa)
+    c = MatMul(x, wb)
+    y = Add(a, c)
+}}"""
+
+
+@pytest.mark.parametrize("method", ["batch", "choice"])
+def test_what_does_not_grow_with_the_batch_is_measured_by_itself(method):
+    model = _model(CLASS)
+    ctx = Context(evaluate=OrtEvaluator())
+    samples = [{"x": np.random.default_rng(1).normal(size=(1, 9, K)).astype(np.float32)}]
+    units = units_of(find_sites(model).sites)
+    widths = Widths(Scheme("int4", Grid(4, 16), None, None), units)
+    plan = widths.plan(frozenset())
+    expected = _alone(model, units, plan, ctx, samples)
+    assert min(expected.values()) > 1e-3
+    if method == "batch":
+        assert set(sensitivities(model, units, plan, ctx, samples)) == {"x"}
+        return
+    meter = DriftMeter(model, ctx, samples, ctx.wants)
+    costs = costs_of(model, widths, {}, meter, ctx, samples)
+    assert costs.is_measured
+    assert costs.values == pytest.approx(expected, rel=1e-2)
 
 
 class Failing:
