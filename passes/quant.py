@@ -23,7 +23,7 @@ from typing import ClassVar
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from optc.core.base import Pass, PassResult, Promise, Refusal, option
+from optc.core.base import Aside, Pass, PassResult, Promise, Refusal, option
 from optc.core.context import Context
 from optc.core.errors import PassContractError, SampleError, UnsupportedError, UsageError
 from optc.ir.interface import LOGITS, ports
@@ -32,7 +32,7 @@ from optc.rewrite.encode_once import encoder_in_line
 from optc.rewrite.quant_apply import apply_plan
 from optc.rewrite.quant_decide import Wishes, decide
 from optc.rewrite.quant_drift import output_names
-from optc.rewrite.quant_footprint import saved_bytes
+from optc.rewrite.quant_footprint import footprint
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_range import METHODS
 from optc.rewrite.quant_scheme import SCHEMES, Scheme
@@ -180,7 +180,14 @@ class Quant(Pass):
 
     def footprint(self, model: ir.Model, weights: int) -> int:
         """Every site narrow, as it is where nothing is measured."""
-        return weights - saved_bytes(model, self._scheme("ort"))
+        found = footprint(model, self._scheme("ort"))
+        return weights - found.before + found.after
+
+    def aside(self, model: ir.Model) -> Aside:
+        """Trials hold weights at two widths at once; steps that were solved wait on disk."""
+        found = footprint(model, self._scheme("ort"))
+        is_solved = self.scheme in _SOLVED and self.method != "rtn"
+        return Aside(found.after, found.steps if is_solved else 0)
 
     def ensures(self, model: ir.Model, result: PassResult) -> None:
         """Every reported site reads a quantised matrix now."""

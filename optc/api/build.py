@@ -15,11 +15,12 @@ from optc.api.log import stage
 from optc.api.outputs import bundle_path, check_folder, folder_bytes
 from optc.api.pack import Packer
 from optc.api.policies import fitted, policy_for
-from optc.api.prefill import calls_of, check_alike, read_prefill, run_passes
+from optc.api.prefill import calls_of, check_alike, read_prefill
 from optc.api.registries import passes as pass_registry
 from optc.api.registries import targets as target_registry
 from optc.api.result import BuildResult
 from optc.api.room import check_not_built, tell_room
+from optc.api.run_passes import run_passes
 from optc.bundle.sign import check_private_key, sign_bundle
 from optc.bundle.write import check_writable, write_bundle
 from optc.core.context import Context, Log, Progress, no_progress, silent
@@ -107,7 +108,7 @@ def build(
     check_not_built(graph, source)
     limits = fitted(limits, graph)
     dumps = Path(dump_dir) if dump_dir is not None else None
-    needs = make_forecast(graph, chains, bundle, dumps, runs=wanted.runs)
+    needs = make_forecast(graph, chains, bundle, dumps, way_out=wanted.way_out)
     check_forecast(needs, force=force, log=log)
     data = wanted.find(graph, source, seed=seed, log=log, progress=progress)
     context = Context(OrtEvaluator(), data.calibration, goal.name, seed, progress)

@@ -63,9 +63,15 @@ class Wanted:
         return self.evidence == "full"
 
     @property
-    def runs(self) -> bool:
-        """Whether graphs are run at all, be it to calibrate."""
-        return self.is_measured or self.calibration is not None
+    def way_out(self) -> str:
+        """What to say on the command line so that no graph is run; empty where none is.
+
+        Passes that cannot do without calibration say so themselves.
+        """
+        if self.calibration is None:
+            return "give --evidence none" if self.is_measured else ""
+        without = "leave out --calibration (quant:scheme=w8 and quant:method=rtn need none)"
+        return f"give --evidence none and {without}" if self.is_measured else without
 
     def find(
         self, graph: ir.Model, model: Path, *, seed: int, log: Log, progress: Progress

@@ -42,13 +42,15 @@ class Forecast:
 
     Attributes:
         memory: Of this process.
-        frugal: The same with `--evidence none`.
+        frugal: The same where no graph is run.
         disk: By folder: the bundle's, the one for temporary files, the one for graphs to keep.
+        way_out: What to say on the command line so that no graph is run; empty where none is.
     """
 
     memory: int
     frugal: int
     disk: dict[Path, int]
+    way_out: str = ""
 
 
 class Machine:
@@ -68,30 +70,37 @@ class Machine:
 
 def make_forecast(
     model: ir.Model,
-    chains: Sequence[Iterable[Pass]],
+    chains: Sequence[Sequence[Pass]],
     bundle: Path,
     dump_dir: Path | None = None,
     *,
-    runs: bool,
+    way_out: str,
 ) -> Forecast:
     """Tell what a build will need.
+
+    Passes that measure open a graph that holds some weights twice, as they were and quantised, and
+    may put what they solved for aside on disk, for each engine, until the bundle is written.
 
     Args:
         model: As it was read.
         chains: For each engine of the bundle its passes, in the order they will run.
         bundle: The bundle's folder.
         dump_dir: Folder for the graph after each pass.
-        runs: Whether graphs are run, for evidence or to calibrate.
+        way_out: What to say on the command line so that no graph is run, for evidence or to
+            calibrate; empty where none is.
     """
     sizes = [_sizes(model, passes) for passes in chains]
-    frugal = _STREAMING + 2 * _held(model)
-    memory = frugal + round(_running(model, weight_bytes(model))) if runs else frugal
+    memory = frugal = _STREAMING + 2 * _held(model)
     disk = {bundle.absolute().parent: sum(max(made[-1], 0) for made in sizes) + _BESIDE}
-    if runs:
-        _add(disk, Path(tempfile.gettempdir()), max(map(max, sizes)))
+    if way_out:
+        asides = [p.aside(model) for passes in chains for p in passes]
+        trial = max((aside.trial for aside in asides), default=0)
+        memory += round(_running(model, weight_bytes(model))) + trial
+        kept = sum(aside.kept for aside in asides)
+        _add(disk, Path(tempfile.gettempdir()), max(map(max, sizes)) + trial + kept)
     if dump_dir is not None:
         _add(disk, dump_dir, sum(map(sum, sizes)))
-    return Forecast(memory, frugal, disk)
+    return Forecast(memory, frugal, disk, way_out)
 
 
 def _sizes(model: ir.Model, passes: Iterable[Pass]) -> list[int]:
@@ -154,9 +163,10 @@ def _memory_problem(forecast: Forecast, machine: Machine) -> NotEnoughMemoryErro
     needs = gigabytes(forecast.memory)
     problem = f"the build needs about {needs} of memory, {gigabytes(free)} are free"
     remedy = "end other programs, or give --force to try all the same"
-    if forecast.frugal < forecast.memory:
+    if forecast.way_out:
         frugal = gigabytes(forecast.frugal)
-        remedy = f"give --evidence none, which runs no graph and takes about {frugal}, or --force"
+        remedy = f"{forecast.way_out}: no graph is run then, and it takes about {frugal}; "
+        remedy += "or give --force"
     return NotEnoughMemoryError(problem, remedy=remedy)
 
 
@@ -175,8 +185,8 @@ def _disk_problem(forecast: Forecast, machine: Machine) -> NotEnoughDiskError | 
         remedy = "write to another disk with --output, or give --force to try all the same"
         if temporary in folders:
             remedy = (
-                "point TMPDIR to another disk, give --evidence none, which writes no temporary "
-                "files, or --force"
+                f"point TMPDIR to another disk; or {forecast.way_out}: no temporary files are "
+                "written then; or give --force"
             )
         return NotEnoughDiskError(problem, where=where, remedy=remedy)
     return None

@@ -119,7 +119,7 @@ class Packer:
     @property
     def order(self) -> Sequence[str]:
         """Canonical text of each pass, in the order they ran."""
-        return str(self.pipeline).split(",") if self.pipeline.passes else []
+        return self.pipeline.texts
 
     def _prefill_facts(self) -> dict[str, Any]:
         return {} if self.prefill is None else {"prefill": self.prefill.facts()}

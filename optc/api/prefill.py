@@ -1,41 +1,29 @@
-"""A second engine of a bundle, for calls with many new tokens: what it is made of, and its passes.
+"""A second engine of a bundle, for calls with many new tokens: its passes, and which calls it runs.
 
 Reading a prompt is bound by arithmetic, writing a token by reading weights, so other passes may be
-best for each. Both graphs come from one: passes run once up to the first that differs.
+best for each.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from optc.api.log import LogHook
 from optc.api.registries import passes as pass_registry
 from optc.core.base import Pass
-from optc.core.context import Context, Log
 from optc.core.errors import UnsupportedError, UsageError
 from optc.core.grammar import parse_passes
-from optc.core.hooks import Hook, TimeHook
 from optc.core.pipeline import Pipeline
-from optc.ir.dump import DumpHook
 from optc.ir.interface import cache_ports, ports
-from optc.ir.verify import VerifyHook
-from optc.parity.hook import CompareHook
-from optc.parity.unmeasured import UnmeasuredHook
 from optc.targets.base import Target
 
-__all__ = ["LABEL", "Prefill", "calls_of", "check_alike", "read_prefill", "run_passes"]
-
-LABEL = "prefill: "
-"""What stands before the names of passes that ran for the second engine."""
+__all__ = ["Prefill", "calls_of", "check_alike", "read_prefill"]
 
 _FROM = 9
 _OPTION = "--prefill"
-_Measure = CompareHook | UnmeasuredHook
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +45,7 @@ class Prefill:
     @property
     def order(self) -> list[str]:
         """Canonical text of each pass, in the order they run."""
-        return str(self.pipeline).split(",")
+        return self.pipeline.texts
 
     def as_json(self) -> dict[str, Any]:
         """What documents say of it."""
@@ -117,62 +105,6 @@ def _check_names(others: dict[str, Pass], pipeline: Pipeline) -> None:
     if "kv" not in names:
         problem = "without a cache there is one kind of call, and nothing to prefill"
         raise UsageError(problem, where=_OPTION, remedy="add kv to --passes")
-
-
-class _Fork(Hook):
-    """Keeps the graph as it is before a pass, and what measures other passes over it."""
-
-    def __init__(self, name: str, measure: _Measure):
-        self._name = name
-        self._measure = measure
-        self.found: tuple[ir.Model, _Measure] | None = None
-
-    def before(self, p: Pass, model: ir.Model) -> None:
-        """Keep it: a copy of the nodes, with the same weights."""
-        if p.name == self._name:
-            self.found = model.clone(), self._measure.fork(LABEL)
-
-
-def run_passes(
-    graph: ir.Model,
-    pipeline: Pipeline,
-    prefill: Prefill | None,
-    context: Context,
-    measure: _Measure,
-    *,
-    dump_dir: Path | None,
-    log: Log,
-) -> ir.Model | None:
-    """Run all passes for both engines, measured after each.
-
-    Args:
-        graph: Changed in place: what the first engine is made of.
-        pipeline: Its passes.
-        prefill: The second engine, if there is to be one.
-        context: Surroundings of the passes.
-        measure: Looks at every graph; rows of both are in it at the end.
-        dump_dir: Folder that gets every graph.
-        log: Told about each pass.
-
-    Returns:
-        What the second engine is made of; None if there is none.
-    """
-    log(f"passes, in the order they run: {pipeline}")
-    dump = [] if dump_dir is None else [DumpHook(dump_dir)]
-    fork = None if prefill is None else _Fork(prefill.first, measure)
-    hooks = [*([fork] if fork else []), TimeHook(), *dump, VerifyHook(), LogHook(log), measure]
-    pipeline.run(graph, context, hooks)
-    if prefill is None or fork is None or fork.found is None:
-        return None
-    other, judge = fork.found
-    at = [p.name for p in prefill.pipeline.passes].index(prefill.first)
-    rest = Pipeline(prefill.pipeline.passes[at:], prefill.pipeline.allow_noop)
-    log(f"for prefill, over the graph before '{prefill.first}': {rest}")
-    dump = [] if dump_dir is None else [DumpHook(dump_dir / "prefill")]
-    rest.run(other, context, [TimeHook(), *dump, VerifyHook(), LogHook(log), judge])
-    measure.rows += judge.rows
-    measure.violations += judge.violations
-    return other
 
 
 def calls_of(

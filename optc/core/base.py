@@ -15,7 +15,7 @@ from optc.core.context import Context
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Pass", "PassResult", "Promise", "Refusal", "option"]
+__all__ = ["Aside", "Pass", "PassResult", "Promise", "Refusal", "option"]
 
 
 class Promise:
@@ -69,6 +69,19 @@ class PassResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class Aside:
+    """What a pass takes beside the running graph while it measures, in bytes.
+
+    Attributes:
+        trial: What it adds to a copy of the graph that it runs: on disk, and in memory.
+        kept: What it puts aside on disk until the bundle is written.
+    """
+
+    trial: int = 0
+    kept: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Pass(abc.ABC):
     """A rewrite of a graph, in place. Fields are options; there is no other state.
 
@@ -105,6 +118,14 @@ class Pass(abc.ABC):
             weights: Bytes of its weights after the passes before this one.
         """
         return weights
+
+    def aside(self, model: ir.Model) -> Aside:
+        """What it takes to measure, about, where graphs are run; nothing is read.
+
+        Args:
+            model: The graph as it was read, before any pass.
+        """
+        return Aside()
 
     def ensures(self, model: ir.Model, result: PassResult) -> None:  # noqa: B027 - optional hook
         """Raise `PassContractError` if the pass did not leave what it promises."""

@@ -58,6 +58,11 @@ class Pipeline:
     def __str__(self) -> str:
         return print_passes(self.passes)
 
+    @property
+    def texts(self) -> list[str]:
+        """Canonical text of each pass, in the order they run."""
+        return [print_pass(p) for p in self.passes]
+
     def run(self, model: ir.Model, ctx: Context, hooks: Sequence[Hook] = ()) -> list[Step]:
         """Run all passes on `model`, in place.
 

@@ -14,7 +14,7 @@ import onnx
 
 from optc.core.errors import ModelFileError
 
-__all__ = ["ExternalFiles", "check_external_data"]
+__all__ = ["ExternalFiles", "check_external_data", "external_tensors", "place_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,20 +76,39 @@ def check_external_data(path: Path) -> None:
         problem = f"not an ONNX model ({type(error).__name__})"
         raise ModelFileError(problem, where=str(path)) from error
     files = ExternalFiles(path)
-    for tensor in _tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _check(files, tensor)
+    for tensor in external_tensors(model):
+        _check(files, tensor)
+
+
+def external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """All tensors of a model, its branches and its functions whose bytes lie in another file."""
+    external = onnx.TensorProto.EXTERNAL
+    yield from (tensor for tensor in _tensors(model) if tensor.data_location == external)
+
+
+def place_of(tensor: onnx.TensorProto) -> tuple[str, int, int]:
+    """Where the bytes of an external tensor are said to lie.
+
+    Returns:
+        The file, relative to the model's folder, the first byte, and how many; 0 where that is
+        not said.
+
+    Raises:
+        ValueError: Not numbers.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    first, count = (int(entries.get(key, 0)) for key in ("offset", "length"))
+    return entries.get("location", ""), first, count
 
 
 def _check(files: ExternalFiles, tensor: onnx.TensorProto) -> None:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
     try:
-        first, count = (int(entries.get(key, 0)) for key in ("offset", "length"))
+        location, first, count = place_of(tensor)
         needed = _bytes(tensor)
     except (KeyError, ValueError) as error:
         problem = f"the weight '{tensor.name}' has no usable type, shape or place"
         raise ModelFileError(problem, where=str(files.path)) from error
-    files.check(tensor.name, entries.get("location", ""), first, count or needed, needed)
+    files.check(tensor.name, location, first, count or needed, needed)
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:

@@ -1,4 +1,4 @@
-"""Read a model file, treated as hostile input; weights stay memory-mapped."""
+"""Read a model file, treated as hostile input; weights stay in their file."""
 
 from __future__ import annotations
 

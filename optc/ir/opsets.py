@@ -4,7 +4,7 @@ The converter of onnxscript knows what changed since opset 18; about older chang
 only raises the number: the default axis of Softmax (13), the sizes of Split (13, 18), the axes of
 Squeeze (13) and of the reductions (18) that turned from attributes into inputs. The converter of
 ONNX knows these, but takes a whole serialized model. So older models go through it first, up to 18,
-with every large weight an input for as long as that takes: weights stay memory-mapped.
+with every large weight an input for as long as that takes: weights stay in their file.
 """
 
 from __future__ import annotations

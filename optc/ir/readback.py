@@ -20,12 +20,11 @@ import onnx_ir as ir
 
 from optc.core.errors import OptcError, OutputError
 from optc.core.pread import read_bytes
-from optc.ir.save import save_model
+from optc.ir.external import place_of
+from optc.ir.save import ALIGNED_FROM, ALIGNMENT, save_model
 
 __all__ = ["Meant", "read_back", "save_checked"]
 
-_PAGE = 4096
-_ALIGNED_FROM = 1 << 20
 _BLOCK_BYTES = 4 << 20
 _REMEDY = "write to another disk, or report it if it happens there too"
 
@@ -132,13 +131,11 @@ def _found(tensor: onnx.TensorProto, path: Path, places: list[tuple[int, int, st
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         raw = ir.serde.TensorProtoTensor(tensor).tobytes()
         return Meant(tensor.data_type, shape, len(raw), zlib.crc32(raw))
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    first, count = (int(entries.get(key, 0)) for key in ("offset", "length"))
-    location = entries.get("location")
+    location, first, count = place_of(tensor)
     if location != f"{path.name}.data":
         problem = f"the weight '{tensor.name}' lies in '{location}', not beside the model"
         raise OptcError(problem, where=str(path))
-    if first % _PAGE and count > _ALIGNED_FROM:
+    if first % ALIGNMENT and count > ALIGNED_FROM:
         problem = f"the weight '{tensor.name}' begins at byte {first}, inside a page"
         raise OptcError(problem, where=str(path))
     places.append((first, first + count, tensor.name))

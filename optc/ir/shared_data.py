@@ -1,14 +1,15 @@
 """Weights that two models have in common are kept once, in the data file of the first.
 
 ONNX says for each tensor in which file its bytes are, so two models may read from one. Only what
-has the same bytes is shared; it is found by its SHA-256, and files are read a block at a time.
+has the same bytes is shared; it is found by its SHA-256, and files are read a block at a time. At
+the end every weight is read where it is said to be now.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,12 +17,12 @@ import onnx
 
 from optc.core.errors import OutputError
 from optc.core.pread import read_bytes
+from optc.ir.external import external_tensors, place_of
+from optc.ir.save import ALIGNED_FROM, ALIGNMENT
 
 __all__ = ["share_data"]
 
 _BLOCK_BYTES = 4 << 20
-_PAGE = 4096
-_ALIGNED_FROM = 1 << 20
 _SMALL_ALIGNMENT = 64
 
 
@@ -59,22 +60,25 @@ def share_data(first: Path, second: Path) -> int:
         Bytes that are stored once instead of twice.
 
     Raises:
-        OutputError: The folder cannot be written.
+        OutputError: The folder cannot be written, or does not keep what is written into it.
     """
-    there = _places(onnx.load(first, load_external_data=False), first)
     model = onnx.load(second, load_external_data=False)
+    there = _places(onnx.load(first, load_external_data=False), first)
     here = _places(model, second)
-    counts = {place.count for _, place in here} & {place.count for _, place in there}
+    digests = {place: place.digest() for _, place in here}
+    counts = {place.count for place in digests}
     known = {place.digest(): place for _, place in there if place.count in counts}
-    found = [(t, p, known.get(p.digest()) if p.count in counts else None) for t, p in here]
-    shared = {place for _, place, other in found if other is not None}
+    shared = {place for place, digest in digests.items() if digest in known}
     if not shared:
         return 0
     data = second.with_name(f"{second.name}.data")
     aside = second.with_name(f"{second.name}.data.new")
     try:
-        moved = _write_rest(aside, [place for _, place, other in found if other is None])
-        for tensor, place, other in found:
+        moved = _write_rest(aside, digests.keys() - shared)
+        if any(new.digest() != digests[old] for old, new in moved.items()):
+            raise _lost(aside)
+        for tensor, place in here:
+            other = known.get(digests[place])
             _point(tensor, other or dataclasses.replace(moved[place], file=data))
         data.unlink()
         if moved:
@@ -84,37 +88,35 @@ def share_data(first: Path, second: Path) -> int:
         second.write_bytes(model.SerializeToString(deterministic=True))
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", where=str(second)) from error
+    again = _places(onnx.load(second, load_external_data=False), second)
+    if [p.digest() for _, p in again] != [digests[place] for _, place in here]:
+        raise _lost(second)
     return sum(place.count for place in shared)
 
 
 def _places(model: onnx.ModelProto, path: Path) -> list[tuple[onnx.TensorProto, _Place]]:
     """External tensors of a model and of its branches, with where their bytes are."""
-    found, graphs = [], [model.graph]
-    while graphs:
-        graph = graphs.pop()
-        for node in graph.node:
-            for attribute in node.attribute:
-                graphs += [attribute.g, *attribute.graphs]
-        for tensor in graph.initializer:
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                entries = {entry.key: entry.value for entry in tensor.external_data}
-                first, count = (int(entries.get(key, 0)) for key in ("offset", "length"))
-                found.append((tensor, _Place(path.with_name(entries["location"]), first, count)))
+    found = []
+    for tensor in external_tensors(model):
+        location, first, count = place_of(tensor)
+        found.append((tensor, _Place(path.with_name(location), first, count)))
     return found
 
 
-def _write_rest(path: Path, places: list[_Place]) -> dict[_Place, _Place]:
+def _lost(path: Path) -> OutputError:
+    problem = "what it holds is not what was written"
+    return OutputError(problem, where=str(path), remedy="write to another disk")
+
+
+def _write_rest(path: Path, places: Iterable[_Place]) -> dict[_Place, _Place]:
     """Write bytes one behind the other; where each came to lie."""
     moved: dict[_Place, _Place] = {}
     with path.open("wb") as file:
-        for place in sorted(set(places), key=lambda place: place.first):
-            _pad(file, _PAGE if place.count > _ALIGNED_FROM else _SMALL_ALIGNMENT)
+        for place in sorted(places, key=lambda place: place.first):
+            _pad(file, ALIGNMENT if place.count > ALIGNED_FROM else _SMALL_ALIGNMENT)
             moved[place] = _Place(path, file.tell(), place.count)
             for block in place.blocks():
                 file.write(block)
-    if any(new.digest() != old.digest() for old, new in moved.items()):
-        problem = "what it holds is not what was written"
-        raise OutputError(problem, where=str(path), remedy="write to another disk")
     return moved
 
 

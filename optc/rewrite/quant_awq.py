@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from optc.core.context import Array
+from optc.rewrite.evenly import evenly
 from optc.rewrite.quant_gram import Inputs
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_solve import nearest
@@ -49,7 +50,7 @@ def equalise(
     Returns:
         Factors float32 [K], positive, with geometric mean 1; all 1 where none are better.
     """
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, _ROWS).astype(np.int64))]
+    chosen = rows[evenly(len(rows), _ROWS)]
     best = np.ones(rows.shape[1], np.float32)
     error = _error(chosen, best, inputs, grid, kind)
     for factors in _candidates(chosen, magnitudes, exponents):

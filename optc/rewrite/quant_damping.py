@@ -13,6 +13,7 @@ import dataclasses
 import numpy as np
 
 from optc.core.context import Array
+from optc.rewrite.evenly import evenly
 from optc.rewrite.quant_gram import Inputs
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_solve import solve
@@ -71,7 +72,7 @@ def learnt(
         dampings: What to choose from, rising; tried until the error rises, too.
     """
     first, second = halves
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, _ROWS).astype(np.int64))]
+    chosen = rows[evenly(len(rows), _ROWS)]
     best, least = dampings[0], np.inf
     for damping in dampings:
         inputs = Inputs.of(first.gram, first.cross, damping=damping)

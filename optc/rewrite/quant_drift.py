@@ -17,6 +17,7 @@ import onnx_ir as ir
 from optc.core.context import Array, Context, Feeds
 from optc.core.errors import SampleError, UnsupportedError
 from optc.ir.interface import LOGITS
+from optc.rewrite.evenly import evenly
 from optc.rewrite.quant_apply import apply_plan
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_observe import tokens_of
@@ -167,7 +168,7 @@ class DriftMeter:
             width = array.shape[-1] if array.ndim else 1
             rows = array.reshape(-1, width).astype(np.float32, copy=False)
             most = max(1, _KEPT_BYTES // (4 * rows.shape[1] * len(self._samples)))
-            chosen = np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))
+            chosen = evenly(len(rows), most)
             kept.append(rows[chosen] if len(chosen) < len(rows) else rows)
         return kept
 

@@ -21,10 +21,12 @@ import numpy as np
 import onnx_ir as ir
 
 from optc.core.context import Array
-from optc.ir.streamed import read_tensor
+from optc.ir.streamed import EVERY
+from optc.rewrite.evenly import evenly
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_observe import Seen
 from optc.rewrite.quant_sites import Site
+from optc.rewrite.quant_stream import Constant
 
 __all__ = ["Fit", "fit", "judged", "sample_columns", "weight_error"]
 
@@ -85,18 +87,25 @@ class Fit:
 
 
 def sample_columns(sites: Sequence[Site], count: int = _COLUMNS) -> Array:
-    """Evenly spaced output channels of the weights that share one activation, float32 [K,C]."""
+    """Evenly spaced output channels of the weights that share one activation, float32 [K,C].
+
+    Weights are read a block of channels at a time; no more of them is in memory.
+    """
+    share = -(-count // len(sites))
+    return np.concatenate([_sampled(site, share) for site in sites]).T
+
+
+def _sampled(site: Site, count: int) -> Array:
+    """Evenly spaced output channels of one weight, float32 [C,K]."""
+    if site.weight.const_value is None:
+        raise ValueError(f"'{site.name}' has no constant weight")
+    constant = Constant(site.weight.const_value, site.axis)
+    chosen = evenly(constant.outer, count)
     parts = []
-    for site in sites:
-        tensor = site.weight.const_value
-        if tensor is None:
-            raise ValueError(f"'{site.name}' has no constant weight")
-        array = read_tensor(tensor)
-        length = array.shape[site.axis]
-        chosen = np.unique(np.linspace(0, length - 1, -(-count // len(sites))).astype(np.int64))
-        part = array[chosen].T if site.axis == 0 else array[:, chosen]
-        parts.append(part.astype(np.float32))
-    return np.concatenate(parts, axis=1)
+    for block in constant.blocks():
+        first, last = np.searchsorted(chosen, (block.start, block.stop))
+        parts.append(constant.read(block, EVERY)[chosen[first:last] - block.start])
+    return np.concatenate(parts)
 
 
 def fit(seen: Seen, columns: Array, *, smooth: bool, block: int | None = None) -> Fit:

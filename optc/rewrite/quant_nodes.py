@@ -22,6 +22,7 @@ class NodeWriter:
         self._taken |= {str(node.name) for node in self._graph}
         self._taken |= set(self._graph.initializers)
         self._taken |= {str(value.name) for value in self._graph.inputs}
+        self._numbers: dict[str, int] = {}
 
     def constant(self, wish: str, tensor: ir.TensorProtocol) -> ir.Value:
         """A new initializer, named `wish` or close to it."""
@@ -47,9 +48,10 @@ class NodeWriter:
 
     def name(self, wish: str) -> str:
         """`wish`, or close to it: a name that nothing in the graph has, taken from now on."""
-        name, number = wish, 1
+        name, number = wish, self._numbers.get(wish, 1)
         while name in self._taken:
             number += 1
             name = f"{wish}_{number}"
         self._taken.add(name)
+        self._numbers[wish] = number
         return name

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from optc.core.context import Array, Context, Feeds
 from optc.core.errors import SampleError, UnsupportedError
+from optc.rewrite.evenly import evenly
 
 __all__ = ["Observation", "Seen", "fetch_groups", "observe", "tokens_of"]
 
@@ -140,5 +141,4 @@ def _assigned(rows: Array, sample: int, halves: _Halves, *, alone: bool) -> _Par
 
 
 def _summary(rows: Array, count: int) -> Observation:
-    chosen = np.unique(np.linspace(0, len(rows) - 1, count).astype(np.int64))
-    return Observation(np.abs(rows).max(axis=0), rows[chosen].copy())
+    return Observation(np.abs(rows).max(axis=0), rows[evenly(len(rows), count)])

@@ -5,9 +5,9 @@ products of unit u are taken from quantised operands:
 
     y = Concat(y[:u], quantised product of x[u:u+1], y[u+1:])
 
-So one run over the model measures as many units as the batch has copies, and not one. A last copy
-is left as it is: where it moves, or where the graph takes no batch, copies are not independent
-and nothing is measured.
+So one run over the model measures as many units as the batch has copies, and not one. What the
+float graph answers is asked once, before. A last copy is left as it is: where it moves, or where
+the graph takes no batch, copies are not independent and nothing is measured.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from optc.core.context import Array, Context, Feeds
+from optc.core.context import Array, Context, Evaluator, Feeds
 from optc.core.errors import OptcError
 from optc.ir.interface import LOGITS
+from optc.rewrite.evenly import evenly
 from optc.rewrite.quant_apply import write_plan
 from optc.rewrite.quant_drift import distance, output_names
 from optc.rewrite.quant_nodes import NodeWriter
@@ -31,8 +32,14 @@ from optc.rewrite.quant_units import Unit
 
 __all__ = ["sensitivities"]
 
+# Outputs of one run over all copies, as float32: what it takes beside the running graph.
 _OUTPUT_BYTES = 192 << 20
+# Tokens of a sample, and how few they may become where a vocabulary is so large that fewer than
+# _UNITS units would fit one run: writing and opening the graph once for each few would cost more
+# than running it.
 _TOKENS = 64
+_FEWEST_TOKENS = 8
+_UNITS = 15
 _SAMPLES = 2
 _MOVED = 1e-3
 
@@ -53,14 +60,18 @@ def sensitivities(
         Drift by name of the unit; empty where copies in one batch are not independent, or the
         graph does not take a batch.
     """
-    cut = [_start_of(feeds) for feeds in _spread(samples)]
+    tokens = _tokens(model)
+    cut = [_start_of(feeds, tokens) for feeds in _spread(samples)]
     if ctx.evaluate is None or not cut or not all(map(_is_single, cut)):
         return {}
-    count = _copies(model, cut[0], ctx)
+    wanted = _answers(model, cut, ctx.evaluate)
+    if wanted is None:
+        return {}
+    count = _units_at_once(wanted[0])
     found: dict[str, float] = {}
-    for start in range(0, len(units), max(1, count)):
+    for start in range(0, len(units), count):
         part = units[start : start + count]
-        drifts = _measure(model, part, plan, ctx, cut) if count else None
+        drifts = _measure(_trial(model, part, plan), len(part), ctx.evaluate, cut, wanted)
         if drifts is None:
             return {}
         found |= {unit.name: drift for unit, drift in zip(part, drifts, strict=True)}
@@ -69,34 +80,45 @@ def sensitivities(
 
 
 def _spread(samples: Sequence[Feeds]) -> list[Feeds]:
-    chosen = np.unique(np.linspace(0, len(samples) - 1, min(_SAMPLES, len(samples))).astype(int))
-    return [samples[index] for index in chosen]
+    return [samples[index] for index in evenly(len(samples), _SAMPLES)]
 
 
-def _start_of(feeds: Feeds) -> Feeds:
+def _tokens(model: ir.Model) -> int:
+    """Tokens to take of a sample: fewer where the outputs are so wide that few copies would fit."""
+    names = output_names(model)
+    shapes = [out.shape for out in model.graph.outputs if out.name in names]
+    last = [shape[-1] for shape in shapes if shape is not None and len(shape)]
+    width = sum(size for size in last if isinstance(size, int))
+    fitting = _OUTPUT_BYTES // max(1, 4 * width * (_UNITS + 1))
+    return min(_TOKENS, max(_FEWEST_TOKENS, fitting))
+
+
+def _start_of(feeds: Feeds, tokens: int) -> Feeds:
     """The first tokens of a sample whose inputs are all [B,S] integers; else the sample."""
     if any(array.ndim != 2 or array.dtype.kind not in "iu" for array in feeds.values()):
         return feeds
-    return {name: array[:, :_TOKENS] for name, array in feeds.items()}
+    return {name: array[:, :tokens] for name, array in feeds.items()}
 
 
 def _is_single(feeds: Feeds) -> bool:
     return all(array.ndim and array.shape[0] == 1 for array in feeds.values())
 
 
-def _copies(model: ir.Model, feeds: Feeds, ctx: Context) -> int:
-    """How many units fit one batch, beside the copy that is left alone; 0 if no batch runs."""
-    if ctx.evaluate is None:
-        return 0
+def _answers(
+    model: ir.Model, samples: Sequence[Feeds], evaluate: Evaluator
+) -> list[dict[str, Array]] | None:
+    """The float graph's outputs for each sample; None where it takes no batch of two."""
     names = output_names(model)
     try:
-        (alone,) = ctx.evaluate(model, [feeds], fetch=names)
-        (twice,) = ctx.evaluate(model, [_tiled(feeds, 2)], fetch=names)
+        *wanted, twice = evaluate(model, [*samples, _tiled(samples[0], 2)], fetch=names)
     except OptcError:
-        return 0
-    if any(twice[name].shape[:1] != (2,) for name in names):
-        return 0
-    held = sum(4 * alone[name].size for name in names)
+        return None
+    return wanted if all(twice[name].shape[:1] == (2,) for name in names) else None
+
+
+def _units_at_once(alone: dict[str, Array]) -> int:
+    """How many units fit one batch, beside the copy that is left alone."""
+    held = sum(4 * array.size for array in alone.values())
     return max(1, _OUTPUT_BYTES // max(1, held) - 1)
 
 
@@ -105,19 +127,20 @@ def _tiled(feeds: Feeds, count: int) -> Feeds:
 
 
 def _measure(
-    model: ir.Model, units: Sequence[Unit], plan: Plan, ctx: Context, samples: Sequence[Feeds]
+    trial: ir.Model,
+    units: int,
+    evaluate: Evaluator,
+    samples: Sequence[Feeds],
+    wanted: Sequence[dict[str, Array]],
 ) -> list[float] | None:
-    trial = _trial(model, units, plan)
-    copies = len(units) + 1
-    names = output_names(model)
+    """Drift of each unit of a trial; None where its copies are not independent."""
+    copies = units + 1
+    names = list(wanted[0])
     moved = np.zeros((copies, len(names)))
     size = np.zeros((copies, len(names)))
-    if ctx.evaluate is None:
-        return None
     batches = [_tiled(feeds, copies) for feeds in samples]
-    wanted = ctx.evaluate(model, samples, fetch=names)
     try:
-        for want, got in zip(wanted, ctx.evaluate(trial, batches, fetch=names), strict=True):
+        for want, got in zip(wanted, evaluate(trial, batches, fetch=names), strict=True):
             for index, name in enumerate(names):
                 for copy in range(copies):
                     added = distance(name, _rows(got[name][copy]), _rows(want[name][0]))
@@ -144,8 +167,9 @@ def _trial(model: ir.Model, units: Sequence[Unit], plan: Plan) -> ir.Model:
     copies = len(units) + 1
     quantised: list[Site] = []
     fits, tokens, factors = dict(plan.activations), set(plan.tokens), dict(plan.factors)
+    numbers = _Numbers(writer)
     for index, unit in enumerate(units):
-        inner = _Copy(writer, trial.graph, index, copies)
+        inner = _Copy(writer, numbers, trial.graph, index, copies)
         for site in (places[s.name] for s in unit.sites):
             new = inner.quantised(site)
             quantised.append(new)
@@ -164,11 +188,28 @@ def _trial(model: ir.Model, units: Sequence[Unit], plan: Plan) -> ir.Model:
     return trial
 
 
+class _Numbers:
+    """Constants [1] of a graph, each there once, int64."""
+
+    def __init__(self, writer: NodeWriter):
+        self._writer = writer
+        self._known: dict[int, ir.Value] = {}
+
+    def of(self, number: int) -> ir.Value:
+        """The constant that holds `number`."""
+        if number not in self._known:
+            tensor = ir.Tensor(np.array([number], np.int64))
+            self._known[number] = self._writer.constant(f"copy_{number}", tensor)
+        return self._known[number]
+
+
 class _Copy:
     """Writes what happens in one copy of the batch."""
 
-    def __init__(self, writer: NodeWriter, graph: ir.Graph, index: int, copies: int):
-        self._writer, self._graph = writer, graph
+    def __init__(
+        self, writer: NodeWriter, numbers: _Numbers, graph: ir.Graph, index: int, copies: int
+    ):
+        self._writer, self._numbers, self._graph = writer, numbers, graph
         self._index, self._copies = index, copies
         self._rows: dict[ir.Value, ir.Value] = {}
 
@@ -204,12 +245,9 @@ class _Copy:
         length.type = ir.TensorType(ir.DataType.INT64)
         ends = []
         for place in (start, stop):
-            scaled = self._node("Mul", [length, self._numbers(place)], length, before)
-            ends.append(self._node("Div", [scaled, self._numbers(self._copies)], length, before))
-        return self._node("Slice", [value, *ends, self._numbers(0)], value, before)
-
-    def _numbers(self, number: int) -> ir.Value:
-        return self._writer.constant("copy", ir.Tensor(np.array([number], np.int64)))
+            scaled = self._node("Mul", [length, self._numbers.of(place)], length, before)
+            ends.append(self._node("Div", [scaled, self._numbers.of(self._copies)], length, before))
+        return self._node("Slice", [value, *ends, self._numbers.of(0)], value, before)
 
     def _node(
         self,

@@ -2,12 +2,13 @@
 
 Between stages only those values are kept that something later reads. A graph that changes behind
 the place where the walk stands may be walked on: every stage runs the nodes as they are then. All
-stages together cost one run of the graph, whatever their number.
+stages together cost one run of the graph, whatever their number, and as much besides: a stage
+looks at the nodes between two places, and at who reads what they read and make.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -21,7 +22,8 @@ class Walk:
     """Stands before a node of the main graph, with the values that the rest of it reads.
 
     Args:
-        model: The graph, in topological order. Nodes before the place may not change.
+        model: The graph, in topological order. Nodes before the place may not change; behind it
+            nodes may be added, and inputs replaced.
         evaluate: Runs graphs.
         samples: Inputs.
     """
@@ -29,10 +31,19 @@ class Walk:
     def __init__(self, model: ir.Model, evaluate: Evaluator, samples: Sequence[Feeds]):
         self._model, self._evaluate = model, evaluate
         self._known: list[dict[str, Array]] = [dict(feeds) for feeds in samples]
+        self._nodes = list(model.graph)
+        self._places = {node: place for place, node in enumerate(self._nodes)}
+        self._owners: dict[object, ir.Node] = {
+            graph: node for node in self._nodes for graph in _inner(node)
+        }
+        made = [*model.graph.inputs, *(out for node in self._nodes for out in node.outputs)]
+        self._values = {str(value.name): value for value in made}
+        self._place = 0
         self._done: set[ir.Node] = set()
+        self._last: set[ir.Value] = set()
 
     def advance(self, node: ir.Node, name: str) -> Iterator[Array]:
-        """Go to the place before `node`.
+        """Go to the place before `node`, when the first value is taken and not before.
 
         Args:
             node: Of the main graph, further on.
@@ -41,25 +52,24 @@ class Walk:
         Yields:
             The value, of each sample in turn; they must all be taken.
         """
-        before, after = self._parted(node)
-        alive = _read_by(after)
-        made = [out for n in before for out in n.outputs]
-        wanted = [v for v in made if v in alive and v.name != name]
-        keep = {str(v.name) for v in alive} | {str(v.name) for v in wanted}
-        target = next((v for v in made if v.name == name), None)
-        outputs = [*wanted, *([target] if target is not None else [])]
-        stage = _stage(self._model, before, outputs, self._known) if outputs else None
-        self._done.update(before)
-        fetch = [str(value.name) for value in outputs]
-        feeds = [] if stage is None else [_fed(stage, known) for known in self._known]
-        results = iter([]) if stage is None else self._evaluate(stage, feeds, fetch=fetch)
-        for known in self._known:
-            got = next(results, {})
-            value = got[name] if name in got else known[name]
+        passed = self._nodes[self._place : self._places[node]]
+        self._place = max(self._place, self._places[node])
+        self._done.update(passed)
+        target = self._values[name]
+        outputs = [v for n in passed for v in n.outputs if v is not target and self._is_read(v)]
+        if name not in self._known[0]:
+            outputs.append(target)
+        ran = self._behind(outputs)
+        self._done.update(ran)
+        outputs[:0] = [v for n in ran for v in n.outputs if v not in outputs and self._is_read(v)]
+        touched = {v for n in (*passed, *ran) for v in (*_reads(n), *n.outputs)} | self._last
+        gone = [str(v.name) for v in touched if v is not target and not self._is_read(v)]
+        self._last = {target}
+        for known, got in zip(self._known, self._results(ran, outputs), strict=True):
             known |= got
-            for gone in set(known) - keep - {name}:
-                del known[gone]
-            yield value
+            for old in gone:
+                known.pop(old, None)
+            yield known[name]
 
     def divide(self, name: str, factors: Array) -> None:
         """Divide the channels of a value that is known: what makes it was changed since."""
@@ -67,54 +77,86 @@ class Walk:
             if name in known:
                 known[name] = known[name] / factors
 
-    def _parted(self, node: ir.Node) -> tuple[list[ir.Node], list[ir.Node]]:
-        """Nodes not run yet, up to `node`, and from it on."""
-        left = [other for other in self._model.graph if other not in self._done]
-        place = left.index(node)
-        return left[:place], left[place:]
+    def _is_read(self, value: ir.Value) -> bool:
+        """Whether a node that has not been run reads a value; the latest readers come first."""
+        users = (user for user, _ in reversed(tuple(value.uses())))
+        return any(self._owners.get(user.graph, user) not in self._done for user in users)
+
+    def _behind(self, outputs: Sequence[ir.Value]) -> list[ir.Node]:
+        """Nodes that `outputs` need and nothing known replaces, each behind what it reads."""
+        found: dict[ir.Node, None] = {}
+        stack = [(value, False) for value in reversed(outputs)]
+        while stack:
+            value, is_ready = stack.pop()
+            node = value.producer()
+            if node is None or node in found or str(value.name) in self._known[0]:
+                continue
+            if is_ready:
+                found[node] = None
+                continue
+            stack.append((value, True))
+            stack += [(read, False) for read in reversed(list(_reads(node)))]
+        return list(found)
+
+    def _results(
+        self, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]
+    ) -> Iterator[dict[str, Array]]:
+        """The values of `outputs`, for each sample."""
+        if not outputs:
+            return iter([{} for _ in self._known])
+        stage = _stage(self._model, nodes, outputs, self._known[0])
+        names = [str(value.name) for value in stage.graph.inputs]
+        feeds = (
+            {name: np.ascontiguousarray(known[name]) for name in names if name in known}
+            for known in self._known
+        )
+        return self._evaluate(stage, feeds, fetch=[str(value.name) for value in outputs])
 
 
-def _read_by(nodes: Sequence[ir.Node]) -> set[ir.Value]:
-    """Values that nodes read, or graphs inside them, and do not make."""
-    read: set[ir.Value] = set()
-    for node in nodes:
-        read.update(value for value in node.inputs if value is not None)
-        for attribute in node.attributes.values():
-            graphs = [attribute.value] if attribute.type == ir.AttributeType.GRAPH else []
-            for graph in graphs:
-                read |= _read_by(list(graph)) | {v for v in graph.outputs if v is not None}
-    return {value for value in read if not value.is_initializer()}
+def _inner(node: ir.Node) -> Iterator[ir.Graph]:
+    """Graphs inside a node, and inside those."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        graphs: Iterable[ir.Graph] = ()
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs = [attribute.as_graph()]
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs = attribute.as_graphs()
+        for graph in graphs:
+            yield graph
+            yield from (deeper for inside in graph for deeper in _inner(inside))
+
+
+def _reads(node: ir.Node) -> Iterator[ir.Value]:
+    """Values of the node's own graph that it reads, or graphs inside it."""
+    readers = [node, *(inside for graph in _inner(node) for inside in graph)]
+    for reader in readers:
+        yield from (v for v in reader.inputs if v is not None and v.graph is node.graph)
 
 
 def _stage(
     model: ir.Model,
     nodes: Sequence[ir.Node],
     outputs: Sequence[ir.Value],
-    known: Sequence[dict[str, Array]],
+    known: dict[str, Array],
 ) -> ir.Model:
-    """The nodes that `outputs` need, as a model whose inputs are values that are known."""
-    needed: set[ir.Value] = set(outputs)
-    chosen: list[ir.Node] = []
-    for node in reversed(nodes):
-        if any(out in needed for out in node.outputs):
-            chosen.append(node)
-            needed |= _read_by([node]) | set(_initializers([node]))
-    chosen.reverse()
-    made = {out for node in chosen for out in node.outputs}
-    inputs = [v for v in needed if v not in made and not v.is_initializer()]
+    """The nodes, as a model whose inputs are values that are known."""
+    made = {out for node in nodes for out in node.outputs}
+    read = dict.fromkeys(v for node in nodes for v in _reads(node) if v not in made)
+    inputs = [value for value in read if not value.is_initializer()]
     inputs.sort(key=lambda value: str(value.name))
-    constants = list(dict.fromkeys(_initializers(chosen)))
     view = ir.GraphView(
         inputs,
         list(outputs),
-        nodes=chosen,
-        initializers=constants,
+        nodes=nodes,
+        initializers=[value for value in read if value.is_initializer()],
         opset_imports=model.graph.opset_imports,
         name="stage",
     )
     graph = view.clone()
     for value in graph.inputs:
-        array = known[0].get(str(value.name))
+        array = known.get(str(value.name))
         if array is not None:
             value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
             value.shape = ir.Shape([f"{value.name}_{axis}" for axis in range(array.ndim)])
@@ -122,16 +164,3 @@ def _stage(
         value.type = value.shape = None  # the runtime infers what nobody may have inferred yet
     functions = [function.clone() for function in model.functions.values()]
     return ir.Model(graph, ir_version=model.ir_version, functions=functions)
-
-
-def _initializers(nodes: Sequence[ir.Node]) -> Iterator[ir.Value]:
-    for node in nodes:
-        yield from (v for v in node.inputs if v is not None and v.is_initializer())
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from _initializers(list(attribute.value))
-
-
-def _fed(stage: ir.Model, known: dict[str, Array]) -> Feeds:
-    names = [str(value.name) for value in stage.graph.inputs]
-    return {name: np.ascontiguousarray(known[name]) for name in names if name in known}

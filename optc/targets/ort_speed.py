@@ -31,7 +31,7 @@ from optc.targets.speed_kinds import (
     quantised_graph,
 )
 
-__all__ = ["Stopwatch"]
+__all__ = ["Stopwatch", "in_turn"]
 
 TOKENS = (1, 128)
 """Rows of the activation: a decoding step, and a prompt."""
@@ -56,24 +56,31 @@ class Stopwatch:
         lower: From the canonical graph to the runtime's own.
         threads: Threads of one operator; the runtime's own choice when None.
         name: Name of the target.
+        seconds: Time for all kinds together.
+        fewest: Multiplications of a kind that is worth opening.
+        timer: Times one kind in about so many seconds, for each number of tokens; small graphs on
+            ONNX Runtime when None.
     """
 
     lower: Callable[[ir.Model], ir.Model]
     threads: int | None = None
     name: str = "ort"
+    seconds: float = _SECONDS
+    fewest: int = _FEWEST_PRODUCTS
+    timer: Callable[[Kind, float], tuple[Timing, ...]] | None = None
 
     def speeds(self, model: ir.Model) -> tuple[Speed, ...]:
         """Time every kind of `model`, a canonical graph, that is large enough and finds time."""
         kinds = {
             kind: count
             for kind, count in find_kinds(model).items()
-            if kind.elements * max(TOKENS) >= _FEWEST_PRODUCTS
+            if kind.elements * max(TOKENS) >= self.fewest
         }
         order = sorted(kinds, key=lambda kind: -kind.elements * kinds[kind])
         found: list[Speed] = []
         started = time.perf_counter()
         for number, kind in enumerate(order):
-            left = _SECONDS - (time.perf_counter() - started)
+            left = self.seconds - (time.perf_counter() - started)
             if left <= 0:
                 break
             timings = self._timed(kind, left / (len(order) - number))
@@ -111,11 +118,13 @@ class Stopwatch:
 
     def _timed(self, kind: Kind, seconds: float) -> tuple[Timing, ...]:
         """Time one kind for each number of tokens; nothing where the runtime refuses it."""
+        if self.timer is not None:
+            return self.timer(kind, seconds)
         kind = cut(kind, _MOST_ELEMENTS)
         share = min(seconds / len(TOKENS), _LONGEST_TRIAL)
         try:
             with self._opened(kind) as runs:
-                pairs = {tokens: _pairs(*runs(tokens), share) for tokens in TOKENS}
+                pairs = {tokens: in_turn(*runs(tokens), share) for tokens in TOKENS}
         except (UnsupportedError, OutputError):
             return ()
         return tuple(Timing.of(tokens, found) for tokens, found in pairs.items() if found)
@@ -157,7 +166,7 @@ def _run(session: OrtSession, feeds: Feeds) -> Run:
     return run
 
 
-def _pairs(plain: Run, quantised: Run, seconds: float) -> list[tuple[float, float]]:
+def in_turn(plain: Run, quantised: Run, seconds: float) -> list[tuple[float, float]]:
     """Seconds of both in turn, each first every other time; nothing where float is too fast."""
     for run in (quantised, plain):
         run()

@@ -49,6 +49,8 @@ def test_text_becomes_passes_in_effective_order(registry: Registry[Pass]) -> Non
     pipeline = Pipeline.parse("late,tune:level=5,plain", registry)
     assert pipeline.passes == (Tune(level=5), Plain(), Late())
     assert str(pipeline) == "tune:level=5,plain,late"
+    assert pipeline.texts == ["tune:level=5", "plain", "late"]
+    assert Pipeline(()).texts == []
     assert Pipeline.parse(str(pipeline), registry) == pipeline
 
 

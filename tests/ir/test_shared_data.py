@@ -11,6 +11,7 @@ import pytest
 from optc.core.context import Array
 from optc.core.errors import OutputError
 from optc.core.pread import read_bytes
+from optc.ir import shared_data
 from optc.ir.external import check_external_data
 from optc.ir.save import save_model
 from optc.ir.shared_data import share_data
@@ -107,3 +108,46 @@ def test_what_the_disk_does_not_keep_is_noticed(
     with pytest.raises(OutputError, match="what it holds is not what was written"):
         share_data(tmp_path / "one.onnx", tmp_path / "two.onnx")
     np.testing.assert_array_equal(read(tmp_path / "two.onnx")["d"], arrays["d"])
+
+
+def test_weights_that_point_elsewhere_are_noticed(
+    arrays: dict[str, Array], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "one.onnx", {"b": arrays["b"], "c": arrays["c"]})
+    write(tmp_path / "two.onnx", {"c": arrays["c"], "b": arrays["b"]})
+    first = shared_data._Place(tmp_path / "one.onnx.data", 0, arrays["b"].nbytes)
+    point = shared_data._point
+    monkeypatch.setattr(shared_data, "_point", lambda tensor, place: point(tensor, first))
+    with pytest.raises(OutputError, match=r"two\.onnx: what it holds is not what was written"):
+        share_data(tmp_path / "one.onnx", tmp_path / "two.onnx")
+
+
+def test_weights_of_one_size_in_a_branch_are_each_found_by_their_bytes(
+    arrays: dict[str, Array], tmp_path: Path
+) -> None:
+    write(tmp_path / "one.onnx", {"b": arrays["b"], "c": arrays["c"]})
+    model = ir.from_onnx_text(
+        """<ir_version: 11, opset_import: ["": 24]> m (bool c, float[N] x) => (float[N] y) {
+             y = If(c) <then_branch = t () => (float[N] p) { p = Neg(x) },
+                        else_branch = e () => (float[N] q) { q = Abs(x) }> }"""
+    )
+    branches = [
+        model.graph.node(0).attributes[f"{way}_branch"].as_graph() for way in ("then", "else")
+    ]
+    pairs = (("x", "c"), ("y", "b"), ("z", "d"))
+    for graph, (name, key) in zip([*branches, model.graph], pairs, strict=True):
+        tensor = ir.tensor(arrays[key], name=name)
+        graph.register_initializer(ir.Value(name=name, const_value=tensor))
+    save_model(model, tmp_path / "two.onnx")
+    saved = share_data(tmp_path / "one.onnx", tmp_path / "two.onnx")
+    assert saved == arrays["b"].nbytes + arrays["c"].nbytes
+    check_external_data(tmp_path / "two.onnx")
+    found = {
+        str(value.name): value.const_value
+        for graph in ir.load(tmp_path / "two.onnx").graphs()
+        for value in graph.initializers.values()
+    }
+    for name, key in pairs:
+        np.testing.assert_array_equal(found[name].numpy(), arrays[key])
+    where = {name: tensor.location for name, tensor in found.items()}
+    assert where == {"x": "one.onnx.data", "y": "one.onnx.data", "z": "two.onnx.data"}

@@ -15,6 +15,7 @@ from optc.ir.canonical import canonicalize
 from optc.ir.load import load_canonical
 from optc.ir.save import save_model
 from optc.ir.streamed import StreamedTensor
+from optc.ir.transposed import fold_transposed_weights
 
 LAYER = """<ir_version: 10, opset_import: ["": 18]>
 layer (float[B, 48] x, float[64, 48] w) => (float[B, 64] y{more}) {{
@@ -71,3 +72,27 @@ def test_a_weight_with_another_reader_stays_as_it_is() -> None:
     model = layer(", float[64, 48] z", "z = Neg(w)")
     canonicalize(model)
     assert "Transpose" in kinds(model)
+
+
+def test_a_transposition_that_changes_nothing_is_left_out() -> None:
+    text = LAYER.format(more="", rest="").replace("[1, 0]", "[0, 1]").replace("64, 48", "48, 64")
+    model = bake(ir.from_onnx_text(text), data={"x"})
+    wanted = weight(model)
+    assert fold_transposed_weights(model, larger_than=0) == 1
+    assert kinds(model) == ["MatMul"]
+    np.testing.assert_array_equal(weight(model), wanted)
+
+
+@pytest.mark.parametrize("output", ["turned", "w"])
+def test_what_is_an_output_of_the_graph_stays_as_it_is(output: str) -> None:
+    model = layer()
+    values = {str(v.name): v for v in model.graph.initializers.values()}
+    values |= {str(v.name): v for node in model.graph for v in node.outputs}
+    model.graph.outputs.append(values[output])
+    assert fold_transposed_weights(model, larger_than=0) == 0
+    assert kinds(model) == ["Transpose", "MatMul"]
+
+
+def test_small_weights_are_left_to_others() -> None:
+    assert fold_transposed_weights(layer(), larger_than=64 * 48) == 0
+    assert fold_transposed_weights(layer(), larger_than=64 * 48 - 1) == 1

@@ -9,9 +9,11 @@ from quant_graphs import K, build, ops, random
 
 from optc.core.context import Array, Context
 from optc.core.errors import SampleError
+from optc.ir import streamed
+from optc.ir.save import save_model
 from optc.rewrite.quant_apply import apply_plan
 from optc.rewrite.quant_divide import Divider
-from optc.rewrite.quant_fit import Fit, fit
+from optc.rewrite.quant_fit import Fit, fit, sample_columns
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_nodes import NodeWriter
 from optc.rewrite.quant_observe import Observation, Seen, observe
@@ -144,3 +146,27 @@ def test_an_activation_that_overflows_is_named(rng):
     data = [{"x": np.full((1, 2, K), 1000, np.float32)}]
     with pytest.raises(SampleError, match="sample 0 gives NaN or infinity at 'a'"):
         observe(model, {"a": K}, Context(evaluate=OrtEvaluator()), data)
+
+
+LARGE = 9000  # channels of K inputs: more than the megabyte up to which a tensor is not mapped
+BY_AXIS = [
+    f"""main (float[n, {K}] x, float[{LARGE}, {K}] w) => (float[n, {LARGE}] y)
+    {{ y = Gemm<transB = 1>(x, w) }}""",
+    f"""main (float[n, {K}] x, float[{K}, {LARGE}] w) => (float[n, {LARGE}] y)
+    {{ y = MatMul(x, w) }}""",
+]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_columns_are_sampled_block_by_block_and_no_weight_is_mapped(
+    axis, rng, tmp_path, monkeypatch
+):
+    columns = random(rng, K, LARGE)
+    model = build(BY_AXIS[axis], {"w": columns if axis else columns.T.copy()})
+    save_model(model, tmp_path / "model.onnx")
+    (site,) = find_sites(ir.load(tmp_path / "model.onnx")).sites
+    assert site.axis == axis
+    monkeypatch.setattr(streamed, "_BLOCK_BYTES", 4 * K * 700)
+    monkeypatch.setattr(np, "memmap", lambda *_: pytest.fail("a weight is mapped"))
+    found = sample_columns([site, site], count=6)
+    np.testing.assert_array_equal(found, columns[:, [0, 4499, 8999] * 2])

@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from optc.core.context import Context
+from optc.rewrite import quant_sensitivity
 from optc.rewrite.quant_drift import DriftMeter
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_plan import Plan
@@ -97,3 +98,66 @@ def test_copies_that_are_not_along_the_first_axis_are_not_measured():
     samples = [{"x": np.random.default_rng(1).normal(size=(1, 9, K)).astype(np.float32)}]
     units = units_of(find_sites(model).sites)
     assert sensitivities(model, units, Plan({"wa": Grid(4, 16)}), ctx, samples) == {}
+
+
+def _deep(layers):
+    """A chain of products, a unit each, and the table."""
+    weights = "".join(f", float[{K}, {K}] w{n}" for n in range(layers))
+    lines = "".join(f"h{n + 1} = MatMul(h{n}, w{n})\n" for n in range(layers))
+    model = ir.from_onnx_text(
+        f"""<ir_version: 11, opset_import: ["": 24]>
+main (int64[b, s] ids, float[50, {K}] table{weights}, float[{K}, 50] head)
+=> (float[b, s, 50] logits) {{ h0 = Gather(table, ids)
+{lines} logits = MatMul(h{layers}, head) }}"""
+    )
+    rng = np.random.default_rng(0)
+    for value in list(model.graph.inputs)[1:]:
+        array = rng.normal(size=value.shape.numpy()).astype(np.float32) / np.float32(6)
+        value.const_value = ir.tensor(array, name=value.name)
+        model.graph.inputs.remove(value)
+        model.graph.register_initializer(value)
+    return model
+
+
+class Counting:
+    """An evaluator that notes what it ran, and that nothing else was open meanwhile."""
+
+    def __init__(self):
+        self.graphs, self.shapes, self.open = [], [], 0
+
+    def __call__(self, model, feeds, *, fetch=None):
+        assert not self.open, "two graphs are open at once"
+        self.open += 1
+        self.graphs.append(model)
+        feeds = list(feeds)
+        self.shapes.append([sample["ids"].shape for sample in feeds])
+        yield from OrtEvaluator()(model, feeds, fetch=fetch)
+        self.open -= 1
+
+
+def _counted(layers, samples):
+    model, counting = _deep(layers), Counting()
+    units = units_of(find_sites(model).sites)
+    plan = Plan({str(s.weight.name): Grid(4, 16) for u in units for s in u.sites})
+    found = sensitivities(model, units, plan, Context(evaluate=counting), samples)
+    assert set(found) == {unit.name for unit in units}
+    return model, counting
+
+
+IDS = np.random.default_rng(1).integers(0, 50, (2, 1, 100))
+
+
+def test_the_float_graph_is_run_once_whatever_the_number_of_units(monkeypatch):
+    monkeypatch.setattr(quant_sensitivity, "_OUTPUT_BYTES", 4 * 50 * 64 * 5)
+    model, counting = _counted(10, [{"ids": ids} for ids in IDS])
+    assert [graph is model for graph in counting.graphs] == [True, False]
+    assert counting.shapes == [[(1, 20), (1, 20), (2, 20)], [(13, 20), (13, 20)]]
+
+
+@pytest.mark.parametrize("room", [4 * 50 * 8 * 16, 4 * 50 * 32 * 16])
+def test_of_a_large_vocabulary_fewer_tokens_are_taken_and_not_fewer_units(monkeypatch, room):
+    monkeypatch.setattr(quant_sensitivity, "_OUTPUT_BYTES", room)
+    _, counting = _counted(28, [{"ids": IDS[0]}])
+    _, *trials = counting.shapes
+    assert [copies for ((copies, _),) in trials] == [16, 16]
+    assert {16 * tokens * 50 * 4 for ((_, tokens),) in trials} == {room}

@@ -1,5 +1,7 @@
 """A walk gives at each place what the whole graph gives there."""
 
+import sys
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -85,3 +87,102 @@ def test_an_input_is_known_from_the_start(name):
     walk = Walk(model, OrtEvaluator(), SAMPLES)
     (found, _) = list(walk.advance(_node(model, "a"), name))
     assert (found == SAMPLES[0][name]).all()
+
+
+BRANCHES = """<ir_version: 11, opset_import: ["": 24]>
+main (bool[1] way, float[n, 4] x) => (float[n, 4] y) {
+    a = Relu(x)
+    b = Neg(a)
+    c = If(way) <
+        then_branch = t () => (float[n, 4] p) { p0 = Abs(a) p = Neg(p0) },
+        else_branch = e () => (float[n, 4] q) {
+            q = If(way) <then_branch = t2 () => (float[n, 4] p2) { p2 = Exp(a) },
+                         else_branch = e2 () => (float[n, 4] q2) { q2 = Sub(a, x) }> }>
+    d = Mul(c, b)
+    y = Tanh(d)
+}"""
+
+
+@pytest.mark.parametrize("way", [False, True])
+def test_what_only_branches_read_is_kept_for_them(way):
+    model = ir.from_onnx_text(BRANCHES)
+    samples = [{"way": np.array([way]), "x": SAMPLES[0]["x"]}]
+    walk = Walk(model, OrtEvaluator(), samples)
+    for before, name in (("b", "a"), ("c", "b"), ("y", "d")):
+        (found,) = walk.advance(_node(model, before), name)
+        (want,) = OrtEvaluator()(model, samples, fetch=[name])
+        np.testing.assert_allclose(found, want[name], rtol=1e-6)
+
+
+def test_a_node_put_before_the_place_is_run_with_what_comes_next():
+    model = _model()
+    walk = Walk(model, OrtEvaluator(), SAMPLES)
+    list(walk.advance(_node(model, "c"), "b"))
+    c = _node(model, "c")
+    twice = ir.node("Add", [c.inputs[0], c.inputs[0]])
+    twice.outputs[0].name = "twice"
+    model.graph.insert_before(c, twice)
+    c.replace_input_with(0, twice.outputs[0])
+    (found, _) = walk.advance(_node(model, "d"), "c")
+    x, beside = SAMPLES[0]["x"], SAMPLES[0]["beside"]
+    np.testing.assert_allclose(found, beside - 2 * np.maximum(x, 0), rtol=1e-6)
+
+
+def test_nothing_happens_before_a_value_is_taken():
+    model, runs = _model(), Counting()
+    advance = Walk(model, runs, SAMPLES).advance(_node(model, "d"), "c")
+    assert runs.ran == []
+    next(advance)
+    assert runs.ran == ["a", "b", "c"]
+
+
+def test_what_is_read_no_more_is_forgotten():
+    model = _model()
+    walk = Walk(model, OrtEvaluator(), SAMPLES)
+    kept = []
+    for before, name in (("b", "a"), ("c", "b"), ("d", "c"), ("y", "d")):
+        list(walk.advance(_node(model, before), name))
+        kept.append(sorted(walk._known[0]))
+    assert kept == [["a", "beside"], ["a", "b", "beside"], ["a", "c"], ["d"]]
+
+
+def _layers(count):
+    """Layers that all read one mask, an input of their own, and the layer before."""
+    pasts = "".join(f", float[n, 4] past{n}" for n in range(count))
+    lines = "".join(
+        f"a{n} = Add(h{n}, mask) b{n} = Mul(a{n}, past{n}) h{n + 1} = Add(b{n}, h{n})\n"
+        for n in range(count)
+    )
+    return ir.from_onnx_text(
+        f"""<ir_version: 11, opset_import: ["": 24]>
+        main (float[n, 4] h0, float[n, 4] x{pasts}) => (float[n, 4] h{count}) {{
+        mask = Neg(x)
+        {lines} }}"""
+    )
+
+
+def _calls(count):
+    """How many functions are called on the way through so many layers."""
+    model, calls = _layers(count), 0
+    zeros = np.zeros((2, 4), np.float32)
+
+    def nothing(model, feeds, *, fetch=None):
+        yield from (dict.fromkeys(fetch, zeros) for _ in feeds)
+
+    def note(frame, event, argument):
+        nonlocal calls
+        calls += event == "call"
+
+    walk = Walk(model, nothing, [{str(value.name): zeros for value in model.graph.inputs}])
+    nodes = {str(node.outputs[0].name): node for node in model.graph}
+    sys.setprofile(note)
+    try:
+        for layer in range(count):
+            list(walk.advance(nodes[f"b{layer}"], f"a{layer}"))
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_a_layer_costs_the_same_however_many_there_are():
+    assert _calls(160) == pytest.approx(4 * _calls(40), rel=0.1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,9 +16,8 @@ from optc.rewrite.quant_fit import Fit
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_plan import Plan
 from optc.rewrite.quant_sites import find_sites
-from optc.targets import ort_speed
 from optc.targets.ort import Ort
-from optc.targets.ort_speed import Stopwatch
+from optc.targets.ort_speed import Stopwatch, in_turn
 from optc.targets.speed import Instead, Kind, Timing
 from optc.targets.speed_kinds import cut, find_kinds, float_graph, quantised_graph
 
@@ -145,14 +145,14 @@ def test_what_the_runtime_refuses_is_not_timed() -> None:
     assert Stopwatch(refuses).speeds(quantised_graph(SQUARE)) == ()
 
 
-def test_products_that_take_no_time_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_speed, "open_model", lambda *_, **__: pytest.fail("it was opened"))
-    assert Ort().speed(quantised_graph(Kind(64, (64,), FOUR))) == ()
+def test_products_that_take_no_time_are_not_timed() -> None:
+    stopwatch = Stopwatch(Ort().lower, timer=lambda *_: pytest.fail("it was timed"))
+    assert stopwatch.speeds(quantised_graph(Kind(64, (64,), FOUR))) == ()
 
 
 def test_runs_shorter_than_20_us_are_not_compared() -> None:
-    assert ort_speed._pairs(lambda: 19e-6, lambda: 1.0, 0.0) == []
-    assert ort_speed._pairs(lambda: 21e-6, lambda: 1.0, 0.0) == [(21e-6, 1.0)] * 12
+    assert in_turn(lambda: 19e-6, lambda: 1.0, 0.0) == []
+    assert in_turn(lambda: 21e-6, lambda: 1.0, 0.0) == [(21e-6, 1.0)] * 12
 
 
 def test_each_is_first_every_other_time() -> None:
@@ -162,43 +162,42 @@ def test_each_is_first_every_other_time() -> None:
         order.append(name)
         return 1.0
 
-    ort_speed._pairs(lambda: run("plain"), lambda: run("quantised"), 0.0)
+    in_turn(lambda: run("plain"), lambda: run("quantised"), 0.0)
     assert order[-4:] == ["plain", "quantised", "quantised", "plain"]
 
 
-@pytest.fixture
-def ratios(monkeypatch: pytest.MonkeyPatch) -> dict[Grid, Sequence[float]]:
-    """Timings by grid, for one token and for 128, in the place of those of the runtime."""
-    known: dict[Grid, Sequence[float]] = {}
+Ratios = Mapping[Grid, Sequence[float]]
 
-    def timed(self: Stopwatch, kind: Kind, seconds: float) -> tuple[Timing, ...]:
-        found = zip((1, 128), known[kind.grid], strict=True)
+
+def told(ratios: Ratios, **options: Any) -> Stopwatch:
+    """A stopwatch that is told the ratios for one token and for 128, by grid."""
+
+    def timer(kind: Kind, seconds: float) -> tuple[Timing, ...]:
+        found = zip((1, 128), ratios[kind.grid], strict=True)
         return tuple(Timing(tokens, ratio, float(ratio > 1)) for tokens, ratio in found)
 
-    monkeypatch.setattr(Stopwatch, "_timed", timed)
-    return known
+    return Stopwatch(Ort().lower, timer=timer, **options)
 
 
-def test_the_first_scheme_that_is_faster_where_it_matters_is_named(ratios) -> None:
-    ratios.update({FOUR: (0.4, 1.3), Grid(8): (0.5, 0.4), Grid(8, 32): (0.4, 0.5)})
-    (speed,) = Ort().speed(quantised_graph(SQUARE))
+def test_the_first_scheme_that_is_faster_where_it_matters_is_named() -> None:
+    ratios = {FOUR: (0.4, 1.3), Grid(8): (0.5, 0.4), Grid(8, 32): (0.4, 0.5)}
+    (speed,) = told(ratios).speeds(quantised_graph(SQUARE))
     assert speed.slower == (128,)
     assert speed.instead == Instead("int8-dynamic", 0.4)
 
 
-def test_a_scheme_that_is_not_faster_there_is_not_named(ratios) -> None:
-    ratios.update({FOUR: (0.4, 1.3), Grid(8): (0.5, 1.0), Grid(8, 32): (0.5, 0.8)})
-    (speed,) = Ort().speed(quantised_graph(SQUARE))
+def test_a_scheme_that_is_not_faster_there_is_not_named() -> None:
+    ratios = {FOUR: (0.4, 1.3), Grid(8): (0.5, 1.0), Grid(8, 32): (0.5, 0.8)}
+    (speed,) = told(ratios).speeds(quantised_graph(SQUARE))
     assert speed.instead == Instead("w8", 0.8)
     ratios[Grid(8, 32)] = (0.5, 1.2)
-    (speed,) = Ort().speed(quantised_graph(SQUARE))
+    (speed,) = told(ratios).speeds(quantised_graph(SQUARE))
     assert speed.instead is None
 
 
-def test_schemes_are_tried_for_the_first_of_a_form_only(ratios, rng, monkeypatch) -> None:
-    ratios.update({FOUR: (0.4, 1.3), Grid(8, 32): (0.4, 1.3), Grid(8): (0.5, 0.5)})
-    monkeypatch.setattr(ort_speed, "_FEWEST_PRODUCTS", 0)
-    speeds = Ort().speed(decoder(FOUR, "", rng))
+def test_schemes_are_tried_for_the_first_of_a_form_only(rng) -> None:
+    ratios = {FOUR: (0.4, 1.3), Grid(8, 32): (0.4, 1.3), Grid(8): (0.5, 0.5)}
+    speeds = told(ratios, fewest=0).speeds(decoder(FOUR, "", rng))
     forms = [(s.kind.form, s.kind.inner, s.kind.is_tied, bool(s.instead)) for s in speeds]
     assert forms == [
         ("int4 in groups of 32", 64, False, True),
@@ -207,33 +206,29 @@ def test_schemes_are_tried_for_the_first_of_a_form_only(ratios, rng, monkeypatch
     ]
 
 
-def test_nothing_is_tried_where_nothing_is_slower(ratios) -> None:
-    ratios[FOUR] = (0.4, 1.05)  # and of other grids nothing is known
-    (speed,) = Ort().speed(quantised_graph(SQUARE))
+def test_nothing_is_tried_where_nothing_is_slower() -> None:
+    ratios = {FOUR: (0.4, 1.05)}  # and of other grids nothing is known
+    (speed,) = told(ratios).speeds(quantised_graph(SQUARE))
     assert speed.instead is None
 
 
-def test_kinds_that_most_weights_belong_to_come_first_and_time_ends(
-    ratios, rng, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ratios.update({FOUR: (0.4, 0.5), Grid(8, 32): (0.4, 0.5)})
-    monkeypatch.setattr(ort_speed, "_FEWEST_PRODUCTS", 0)
+def test_kinds_that_most_weights_belong_to_come_first_and_time_ends(rng) -> None:
+    ratios = {FOUR: (0.4, 0.5), Grid(8, 32): (0.4, 0.5)}
     model = decoder(FOUR, "", rng)
-    assert [s.kind.inner for s in Ort().speed(model)] == [64, 128, 64]
-    monkeypatch.setattr(ort_speed, "_SECONDS", 0.0)
-    assert Ort().speed(model) == ()
+    assert [s.kind.inner for s in told(ratios, fewest=0).speeds(model)] == [64, 128, 64]
+    assert told(ratios, fewest=0, seconds=0.0).speeds(model) == ()
 
 
-def test_only_a_part_of_a_large_weight_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[Kind] = []
+def test_only_a_part_of_a_large_weight_is_timed() -> None:
+    elements: set[int] = set()
 
-    def spied(kind: Kind) -> ir.Model:
-        opened.append(kind)
-        return float_graph(kind)
+    def lower(model: ir.Model) -> ir.Model:
+        tensors = [value.const_value for value in model.graph.initializers.values()]
+        elements.add(max(tensor.size for tensor in tensors if tensor is not None))
+        return Ort().lower(model)
 
-    monkeypatch.setattr(ort_speed, "float_graph", spied)
     kind = Kind(1024, (8192,), FOUR)
-    speed = Ort().speed(quantised_graph(kind))[0]
+    speed = Stopwatch(lower).speeds(quantised_graph(kind))[0]
     assert speed.kind == kind
     assert [timing.tokens for timing in speed.timings] == [1, 128]
-    assert {k.elements for k in opened} == {2**20}
+    assert elements == {2**20}
