@@ -107,7 +107,7 @@ class Walk:
         stage = _stage(self._model, nodes, outputs, self._known[0])
         names = [str(value.name) for value in stage.graph.inputs]
         feeds = (
-            {name: np.ascontiguousarray(known[name]) for name in names if name in known}
+            {name: np.asarray(known[name], order="C") for name in names if name in known}
             for known in self._known
         )
         return self._evaluate(stage, feeds, fetch=[str(value.name) for value in outputs])

@@ -186,3 +186,20 @@ def _calls(count):
 
 def test_a_layer_costs_the_same_however_many_there_are():
     assert _calls(160) == pytest.approx(4 * _calls(40), rel=0.1)
+
+
+def test_a_number_without_axes_goes_from_stage_to_stage():
+    model = ir.from_onnx_text(
+        """<ir_version: 11, opset_import: ["": 24]>
+        main (float[n, 4] x, float[n, 4] beside) => (float[n, 4] y) {
+            half = Constant<value_float = 0.5>()
+            a = Mul(x, half)
+            b = Add(a, beside)
+            c = Mul(b, half)
+            y = Abs(c)
+        }"""
+    )
+    walk = Walk(model, OrtEvaluator(), SAMPLES)
+    list(walk.advance(_node(model, "b"), "a"))
+    (found, _) = walk.advance(_node(model, "y"), "c")
+    np.testing.assert_allclose(found, _whole(model, "c")[0], rtol=1e-6)
