@@ -13,6 +13,7 @@ options in field order, defaults left out; parsing it gives the same passes.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -116,10 +117,13 @@ def _typed(text: str, kind: Any, where: str) -> Any:
             return text.lower() in _TRUE
         raise UsageError(f"'{text}' is not true or false", where=where)
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError as error:
         word = {int: "a whole number", float: "a number"}.get(kind, f"a {kind.__name__}")
         raise UsageError(f"'{text}' is not {word}", where=where) from error
+    if kind is float and not math.isfinite(value):
+        raise UsageError(f"'{text}' is not a finite number", where=where)
+    return value
 
 
 def print_pass(p: Pass) -> str:
