@@ -34,15 +34,29 @@ from optc.rewrite.quant_decide import Wishes, decide
 from optc.rewrite.quant_drift import output_names
 from optc.rewrite.quant_footprint import footprint
 from optc.rewrite.quant_grid import Grid
-from optc.rewrite.quant_range import METHODS
-from optc.rewrite.quant_scheme import SCHEMES, Scheme
+from optc.rewrite.quant_range import METHODS, PERCENTILE
+from optc.rewrite.quant_scheme import SCHEMES, Scheme, limits_in_words
 from optc.rewrite.quant_sites import Site, find_sites, is_quantised, weight_groups
 from optc.rewrite.quant_weights import is_finite
 
 __all__ = ["Quant"]
 
 _SOLVED = ("int4",)
-_RANGED = ("int8", "fp8")
+_MEANT_FOR: dict[str, tuple[tuple[str, ...], str]] = {
+    "group": (("int4", "w8"), "has one scale for each output channel, no groups"),
+    "symmetric": (("int4",), "never has zero points"),
+    "method": (_SOLVED, "rounds weights to the nearest step; methods are for 4-bit weights"),
+    "vocabulary": (("int4",), "has 8 bits everywhere"),
+    "calibrate": (("int8", "fp8"), "has no ranges to calibrate"),
+    "smooth": (("int8", "int8-dynamic", "fp8", "w8"), "rounds no activations"),
+}
+"""By option, the schemes in which it does something, and what is so in all others."""
+
+_SAYS_NOTHING = {"method": ("rtn",)}
+"""Values that are true of every scheme, besides the defaults."""
+
+_OF_INTEGERS = ("entropy", "mse")
+"""Ways to choose a range that weigh what even steps lose, which E4M3 does not have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +76,14 @@ class Quant(Pass):
     max_drift: float | None = option(
         None,
         "how far the outputs may move on held-out calibration data: KL divergence of next-token "
-        "distributions in nats (auto: 0.1 for int4, 0.03 for fp8, else 0.011) or, without logits, "
-        "relative L2 error (auto: 0.1 for int4, else 0.03)",
+        f"distributions in nats (auto: {limits_in_words('max_drift')}) or, without logits, "
+        f"relative L2 error (auto: {limits_in_words('max_error')})",
         minimum=0.0,
     )
     max_wide: int | None = option(
         None,
-        "how many places may stay wide at most, whatever the drift then is; products of one "
-        "activation are one place; auto: as many as it takes",
+        "how many places may stay wide at most, whatever the drift then is, and none wider than "
+        "that; products of one activation are one place; auto: as many as it takes",
         minimum=0,
     )
     group: int | None = option(
@@ -90,8 +104,10 @@ class Quant(Pass):
     )
     calibrate: str = option(
         "auto",
-        "how far one range for all data reaches (int8, fp8): minmax, percentile (99.99), entropy, "
-        "mse; auto: with the margin that serves samples best which it was not taken from",
+        "how far one range for all data reaches (int8, fp8): minmax, percentile "
+        f"({PERCENTILE:g}), entropy "
+        "or mse (these two int8); auto: with the margin that serves samples best which it was not "
+        "taken from",
         choices=("auto", *METHODS),
     )
     smooth: str = option(
@@ -103,15 +119,7 @@ class Quant(Pass):
 
     def requires(self, model: ir.Model, ctx: Context) -> None:
         """Ranges and solved weights need a runtime and calibration data."""
-        if self.group is not None and self.scheme not in {"int4", "w8"}:
-            problem = f"the scheme {self.scheme} has one scale for each output channel, no groups"
-            raise UsageError(problem, where="quant:group", remedy="use scheme=int4 or scheme=w8")
-        if self.method not in {"auto", "rtn"} and self.scheme not in _SOLVED:
-            problem = f"{self.method} is for 4-bit weights, and the scheme is {self.scheme}"
-            raise UsageError(problem, where="quant:method", remedy="leave it out, or scheme=int4")
-        if self.calibrate != "auto" and self.scheme not in _RANGED:
-            problem = f"the scheme {self.scheme} has no ranges to calibrate"
-            raise UsageError(problem, where="quant:calibrate", remedy="use scheme=int8")
+        self._check_options()
         needs = {"int8": "int8 activations", "fp8": "E4M3 activations"}.get(self.scheme)
         if self.method not in {"auto", "rtn"}:
             needs = f"the method {self.method}"
@@ -130,6 +138,24 @@ class Quant(Pass):
                 f"{needs} {verb} calibration data and there is none",
                 where=f"pass '{self.name}'",
                 remedy=f"give --calibration, or use {instead}",
+            )
+
+    def _check_options(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            schemes, why = _MEANT_FOR.get(field.name, (tuple(SCHEMES), ""))
+            harmless = (field.default, *_SAYS_NOTHING.get(field.name, ()))
+            if value not in harmless and self.scheme not in schemes:
+                raise UsageError(
+                    f"the scheme {self.scheme} {why}",
+                    where=f"quant:{field.name}",
+                    remedy=f"leave it out, or use scheme={' or '.join(schemes)}",
+                )
+        if self.scheme == "fp8" and self.calibrate in _OF_INTEGERS:
+            raise UsageError(
+                f"{self.calibrate} is for steps of one size, and those of fp8 are not",
+                where="quant:calibrate",
+                remedy="use calibrate=auto, minmax or percentile",
             )
 
     def run(self, model: ir.Model, ctx: Context) -> PassResult:
@@ -151,9 +177,7 @@ class Quant(Pass):
         wishes = self._wishes(model, ctx)
         choice = decide(model, sites, wishes, ctx)
         kept = [s for s in sites if choice.plan.width(s) == "float"]
-        drifts = f"{wishes.scheme.width} drifts more than {wishes.max_drift:g}"
-        reason = f"{drifts}; its weight is among those that hurt most"
-        refusals += [Refusal(site.name, reason) for site in kept]
+        refusals += [Refusal(site.name, _why_float(wishes)) for site in kept]
         done = tuple(site.name for site in sites if site not in kept)
         options = {"scheme": self.scheme, "method": wishes.method, "max_drift": wishes.max_drift}
         details = {**options, **choice.details(sites)}
@@ -195,6 +219,13 @@ class Quant(Pass):
         for name in result.sites:
             if not any(v is not None and is_quantised(v) for v in nodes[name].inputs):
                 raise PassContractError(f"'{name}' is reported and not quantised", where=self.name)
+
+
+def _why_float(wishes: Wishes) -> str:
+    """Why a site ends in float: it drifts at the widest grid that there is, not the narrow one."""
+    drifts = f"{wishes.scheme.widest} drifts more than {wishes.max_drift:g}"
+    remedy = "raise quant:max-drift to quantise it"
+    return f"{drifts}; its weight is among those that hurt most; {remedy}"
 
 
 def _not_finite(sites: Sequence[Site]) -> list[Refusal]:

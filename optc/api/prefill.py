@@ -23,6 +23,9 @@ from optc.targets.base import Target
 __all__ = ["Prefill", "calls_of", "check_alike", "read_prefill"]
 
 _FROM = 9
+"""New tokens from which on the second engine runs a call, unless told otherwise: measured for 4, 9
+and 16 tokens, see docs/decisions/0021-prefill-and-decode-engines.md."""
+
 _OPTION = "--prefill"
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-import threading
 import weakref
 from typing import Any
 
@@ -37,7 +36,6 @@ class Scratch:
             raise _full(0, error) from error
         self._descriptor = file.fileno()
         self._end = 0
-        self._lock = threading.Lock()
         weakref.finalize(self, file.close)
 
     def keep(self, array: Array) -> Kept:
@@ -50,9 +48,8 @@ class Scratch:
             raise ValueError(f"kept arrays have two axes, not {array.ndim}")
         flat: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         data = memoryview(flat)
-        with self._lock:
-            offset = self._end
-            self._end += len(data)
+        offset = self._end
+        self._end += len(data)
         done = 0
         while done < len(data):
             try:

@@ -1,9 +1,10 @@
 """How much each place of a graph costs, as a drawing and a list of the worst.
 
 A pass says so in its details: a list `sites` of objects with `site` and numbers, in graph order.
-`cost` is what the outputs move when that place alone is changed; where no place has one, the error
-of the activation is drawn, or of the weight. Places that read one activation are measured together
-and drawn as one bar. Scales are logarithmic: costs differ by orders of magnitude.
+`cost` is what the outputs move when that place alone is changed, measured unless `costs_measured`
+is false; where no place has one, the error of the activation is drawn, or of the weight. Places
+that read one activation are measured together and drawn as one bar. Scales are logarithmic: costs
+differ by orders of magnitude.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ _NOTES = {
     "activation_error": "How far the products move when weights and activations are narrow.",
     "weight_error": "How far the weights move when they are narrow.",
 }
+_ESTIMATED = (
+    "Drift that each place causes by itself, estimated from rounding errors",
+    "How far the outputs might move when this place alone is narrow: the graph takes no batch, so "
+    "only all places together were measured, and the errors of products or weights say what share "
+    "is whose. Colours say how it was written in the end.",
+)
 _COLUMNS = {
     "cost": "drift by itself",
     "weight_error": "weight error",
@@ -129,10 +136,12 @@ def site_plot(details: Mapping[str, Any]) -> SitePlot | None:
     low, high = _decades([place.numbers[key] for place in drawn])
     metric = details.get("drift_metric")
     unit = f", {metric}" if key == "cost" and isinstance(metric, str) else ""
+    is_guess = key == "cost" and details.get("costs_measured") is False
+    title, note = _ESTIMATED if is_guess else (_QUANTITIES[key], _NOTES[key])
     known = {name for place in drawn for name in place.numbers}
     return SitePlot(
-        title=_QUANTITIES[key] + unit,
-        note=_NOTES[key],
+        title=title + unit,
+        note=note,
         bars=tuple(_bars(drawn, key, low, high)),
         ticks=tuple((HEIGHT * (high - n) / (high - low), f"1e{n}") for n in range(low, high + 1)),
         legend=tuple(_legend(drawn)),

@@ -12,7 +12,7 @@ from optc.core.context import Context, Feeds
 from optc.rewrite.quant_fit import Fit
 from optc.rewrite.quant_histogram import Histogram
 from optc.rewrite.quant_observe import fetch_groups, tokens_of
-from optc.rewrite.quant_range import limit
+from optc.rewrite.quant_range import reach
 
 __all__ = ["calibrated"]
 
@@ -20,7 +20,7 @@ __all__ = ["calibrated"]
 def calibrated(
     model: ir.Model,
     fits: Mapping[str, Fit],
-    widths: Mapping[str, int],
+    channels: Mapping[str, int],
     method: str,
     ctx: Context,
     samples: Sequence[Feeds],
@@ -30,7 +30,7 @@ def calibrated(
     Args:
         model: The float graph; not changed.
         fits: Fit of each activation, by name.
-        widths: Number of channels of each activation.
+        channels: Number of channels of each activation.
         method: One of `optc.rewrite.quant_range.METHODS`.
         ctx: Has the evaluator.
         samples: Calibration inputs.
@@ -38,7 +38,7 @@ def calibrated(
     if ctx.evaluate is None or not fits:
         return dict(fits)
     found: dict[str, Fit] = {}
-    wanted = {name: widths[name] for name in fits}
+    wanted = {name: channels[name] for name in fits}
     for group in fetch_groups(wanted, max(map(tokens_of, samples))):
         seen = {name: Histogram() for name in group}
         for got in ctx.evaluate(model, samples, fetch=group):
@@ -46,7 +46,7 @@ def calibrated(
                 rows, factors = got.pop(name), fits[name].factors
                 seen[name].add(rows if factors is None else rows / factors.astype(np.float32))
         for name, histogram in seen.items():
-            largest = limit(histogram, method)
+            largest = reach(histogram, method)
             found[name] = dataclasses.replace(fits[name], largest=largest)
         ctx.progress("calibrating ranges", len(found), len(fits))
     return {name: found[name] for name in fits}

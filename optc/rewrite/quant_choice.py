@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from optc.rewrite.quant_costs import Costs
 from optc.rewrite.quant_drift import DriftMeter
 from optc.rewrite.quant_fit import Fit
 from optc.rewrite.quant_plan import Plan
@@ -26,6 +27,7 @@ _WIDTHS = {
 }
 
 _NAMED = 3
+_ESTIMATED = "estimated from rounding errors, as the graph takes no batch of copies"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Choice:
         plan: The widths.
         errors: Relative rounding error of each constant; empty where nothing was measured.
         fits: The grid of each activation; empty where activations are not rounded per tensor.
-        costs: Drift that each unit causes by itself, by name of its activation or table.
+        costs: Drift that each unit causes by itself.
         meter: What measured the drift; None where nothing was measured.
         seen_tokens: Calibration tokens that grids and steps were fitted to.
         held_out: Whether drift was measured on other samples than those.
@@ -45,7 +47,7 @@ class Choice:
     plan: Plan
     errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     fits: Mapping[str, Fit] = dataclasses.field(default_factory=dict)
-    costs: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    costs: Costs = dataclasses.field(default_factory=Costs)
     meter: DriftMeter | None = None
     seen_tokens: int = 0
     held_out: bool = False
@@ -70,14 +72,15 @@ class Choice:
         return tuple(filter(None, (f"{said}; {measured}", self._worst(sites))))
 
     def _worst(self, sites: Sequence[Site]) -> str:
-        """What drifts most by itself, with the width it got; empty where that was not measured."""
-        firsts = {source_of(site): site for site in reversed(sites)}
-        costly = sorted((n for n in firsts if self.costs.get(n)), key=lambda n: -self.costs[n])
+        """What drifts most by itself, with the width it got; empty where nothing is known of it."""
+        firsts, costs = {source_of(site): site for site in reversed(sites)}, self.costs.values
+        costly = sorted((n for n in firsts if costs.get(n)), key=lambda n: -costs[n])
         said = [
-            f"{firsts[name].name} {self.costs[name]:.1e} ({self._width(firsts[name])})"
+            f"{firsts[name].name} {costs[name]:.1e} ({self._width(firsts[name])})"
             for name in costly[:_NAMED]
         ]
-        return f"most drift by itself: {', '.join(said)}" if said else ""
+        kind = "" if self.costs.is_measured else f", {_ESTIMATED}"
+        return f"most drift by itself{kind}: {', '.join(said)}" if said else ""
 
     def details(self, sites: Sequence[Site]) -> dict[str, Any]:
         """Everything, in JSON types."""
@@ -91,6 +94,7 @@ class Choice:
                 "drift_metric": self.meter.metric,
                 "drift_tokens": self.meter.tokens,
                 "drift_held_out": self.held_out,
+                "costs_measured": self.costs.is_measured,
                 "fitted_tokens": self.seen_tokens,
                 "trials": [
                     dataclasses.asdict(trial) | {"drift": _finite(trial.drift)}
@@ -114,8 +118,8 @@ class Choice:
         if site.activation is not None:
             row["activation"] = str(site.activation.name)
         source = source_of(site)
-        if source in self.costs:
-            row["cost"] = _finite(self.costs[source])
+        if source in self.costs.values:
+            row["cost"] = _finite(self.costs.values[source])
         if source in self.fits:
             fit = self.fits[source]
             row |= {"activation_error": _finite(fit.error), "smooth": fit.strength}

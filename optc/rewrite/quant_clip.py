@@ -9,27 +9,24 @@ From the best, the scale that fits the steps in the least-squares sense is tried
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from optc.core.context import Array
-from optc.rewrite.quant_grid import Grid
+from optc.rewrite.quant_grid import FLOAT32, Grid
 
-__all__ = ["FACTORS", "clipped"]
+__all__ = ["SHRINKS", "clipped"]
 
-FACTORS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-_FLOAT32 = np.dtype(np.float32)
+SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 _REFITS = 2
 
 
 def clipped(
     rows: Array,
     grid: Grid,
-    kind: np.dtype = _FLOAT32,
+    kind: np.dtype = FLOAT32,
     *,
     power: Array | None = None,
-    factors: tuple[float, ...] = FACTORS,
+    shrinks: tuple[float, ...] = SHRINKS,
 ) -> tuple[Array, Array]:
     """Scales and zero points from searched ranges.
 
@@ -38,19 +35,18 @@ def clipped(
         grid: The grid.
         kind: Element type that scales are stored in.
         power: How much a squared error counts in each input channel, [K]; the same when None.
-        factors: What the extremes of a group may be shrunk to; the first is the start.
+        shrinks: What the extremes of a group may be shrunk by; the first is the start.
 
     Returns:
         Scales [C,G] of type `kind` and zero points int32 [C,G], of no larger error than those of
-        the first factor.
+        the first.
     """
     count = np.ones(rows.shape[1]) if power is None else power
     weights = _normed(count).astype(np.float32)
-    pairs, extremes = dataclasses.replace(grid, group=2), _extremes(rows, grid)
-    best = pairs.scales(extremes * np.float32(factors[0]), kind)
-    error = _error(rows, grid, best, weights)
-    for factor in factors[1:]:
-        found = pairs.scales(extremes * np.float32(factor), kind)
+    low, high = grid.extremes(rows)
+    tried = [grid.scales_between(low * s, high * s, kind) for s in map(np.float32, shrinks)]
+    best, error = tried[0], _error(rows, grid, tried[0], weights)
+    for found in tried[1:]:
         best, error = _better(rows, grid, weights, (best, error), found)
     for _ in range(_REFITS):
         found = (_refit(rows, grid, best, weights), best[1])
@@ -62,14 +58,6 @@ def _normed(count: Array) -> Array:
     """Powers with mean 1; where nothing flows at all, every channel counts."""
     mean = count.mean()
     return count / mean if mean > 0 else np.ones_like(count)
-
-
-def _extremes(rows: Array, grid: Grid) -> Array:
-    """Smallest and largest of each group side by side, [C,2*G]."""
-    starts = _starts(grid, rows.shape[1])
-    low = np.minimum.reduceat(rows, starts, axis=1)
-    high = np.maximum.reduceat(rows, starts, axis=1)
-    return np.stack([low, high], axis=2).reshape(len(rows), -1)
 
 
 def _starts(grid: Grid, inner: int) -> Array:

@@ -11,14 +11,13 @@ from optc.core.context import Array, Context, Feeds
 from optc.rewrite.last_tokens import every_token
 from optc.rewrite.quant_calibrate import calibrated
 from optc.rewrite.quant_choice import Choice
+from optc.rewrite.quant_costs import costs_of
 from optc.rewrite.quant_drift import DriftMeter
-from optc.rewrite.quant_fit import Fit, fit, sample_columns, weight_error
-from optc.rewrite.quant_fit import judged as judged_fit
+from optc.rewrite.quant_fit import Fit, fit, product_error, sample_columns, with_error
 from optc.rewrite.quant_observe import Seen, observe, tokens_of
 from optc.rewrite.quant_rounding import solve_weights
 from optc.rewrite.quant_scheme import Scheme
 from optc.rewrite.quant_search import choose_floats, choose_wide
-from optc.rewrite.quant_sensitivity import sensitivities
 from optc.rewrite.quant_sites import Site, weight_groups
 from optc.rewrite.quant_units import Unit, Widths, constant_of, reads_alone, units_of
 from optc.rewrite.quant_weights import rounding_error
@@ -26,6 +25,8 @@ from optc.rewrite.quant_weights import rounding_error
 __all__ = ["Wishes", "decide"]
 
 _TRIAL_TOKENS = 1024
+"""Of held-out samples, about so many tokens are run for each plan: whole samples until they are
+there. A search takes about ten plans, and calibration data may be long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Wishes:
     """
 
     scheme: Scheme
-    method: str = "rtn"
-    smooth: bool = True
-    calibrate: str = "auto"
-    max_drift: float = 0.015
-    max_wide: int | None = None
+    method: str
+    smooth: bool
+    calibrate: str
+    max_drift: float
+    max_wide: int | None
 
 
 def decide(model: ir.Model, sites: Sequence[Site], wishes: Wishes, ctx: Context) -> Choice:
@@ -65,52 +66,26 @@ def decide(model: ir.Model, sites: Sequence[Site], wishes: Wishes, ctx: Context)
     if ctx.evaluate is None or not ctx.calibration:
         return Choice(widths.plan(frozenset()))
     scheme = wishes.scheme
-    rounds = scheme.rounding == "tensor" or (scheme.block is not None and wishes.smooth)
-    fitted = rounds or wishes.method != "rtn"
+    has_fits = scheme.rounding == "tensor" or (scheme.block is not None and wishes.smooth)
+    fitted = has_fits or wishes.method != "rtn"
     learnt, judged = _split(ctx.calibration, halves=fitted)
     whole = every_token(model)
     meter = DriftMeter(whole, ctx, judged, ctx.wants)
     errors = _errors(sites, widths)
-    is_much = meter.measure(widths.plan({unit.name for unit in units})) > wishes.max_drift
-    seen = observe(whole, _channels(units), ctx, learnt) if is_much or rounds else {}
+    # a bound on what may stay wide is one on what may stay in float, all the more
+    is_much = wishes.max_wide is None and meter.measure(widths.widest()) > wishes.max_drift
+    seen = observe(whole, _channels(units), ctx, learnt) if is_much or has_fits else {}
     if is_much:
-        widths = choose_floats(meter, widths, _harms(units, seen, errors), wishes.max_drift)
-    if rounds:
+        widths = choose_floats(meter, widths, _harms(widths, seen), wishes.max_drift)
+    if has_fits:
         widths = dataclasses.replace(widths, fits=_fits(whole, widths, seen, wishes, ctx, learnt))
     if wishes.method != "rtn":
         widths = solve_weights(whole, widths, ctx, learnt, wishes.method)
     tokens = sum(map(tokens_of, learnt)) if fitted else 0
-    costs = _costs(whole, widths, errors, meter, ctx, learnt)
-    plan = choose_wide(meter, widths, costs, wishes.max_drift, wishes.max_wide)
+    costs = costs_of(whole, widths, errors, meter, ctx, learnt)
+    plan = choose_wide(meter, widths, costs.values, wishes.max_drift, wishes.max_wide)
     held_out = learnt is not judged
     return Choice(plan, errors, widths.fits, costs, meter, tokens, held_out=held_out)
-
-
-def _costs(
-    whole: ir.Model,
-    widths: Widths,
-    errors: Mapping[str, float],
-    meter: DriftMeter,
-    ctx: Context,
-    samples: Sequence[Feeds],
-) -> dict[str, float]:
-    """Drift of each unit by itself; where copies cannot be told apart, what its error suggests."""
-    units = widths.choosable()
-    narrow = widths.plan(frozenset())
-    if found := sensitivities(whole, units, narrow, ctx, samples):
-        return found
-    squares = {unit.name: _local_error(unit, widths, errors) ** 2 for unit in units}
-    base = meter.measure(widths.plan({unit.name for unit in units}))
-    gain = max(meter.measure(narrow) - base, 0.0) / (sum(squares.values()) or 1.0)
-    return {name: gain * square for name, square in squares.items()}
-
-
-def _local_error(unit: Unit, widths: Widths, errors: Mapping[str, float]) -> float:
-    """Relative error of its products, or of its weights where activations are not rounded."""
-    fit = widths.fits.get(unit.name)
-    if fit is not None:
-        return fit.error
-    return max(errors.get(str(site.weight.name), 0.0) for site in unit.sites)
 
 
 def _split(samples: Sequence[Feeds], *, halves: bool) -> tuple[Sequence[Feeds], Sequence[Feeds]]:
@@ -138,17 +113,18 @@ def _channels(units: Sequence[Unit]) -> dict[str, int]:
     return {u.name: constant_of(u.sites[0]).inner for u in units if not u.is_lookup}
 
 
-def _harms(
-    units: Sequence[Unit], seen: Mapping[str, Seen], errors: Mapping[str, float]
-) -> dict[str, float]:
-    """How far rounding each constant moves the products with it, or the rows looked up in it."""
+def _harms(widths: Widths, seen: Mapping[str, Seen]) -> dict[str, float]:
+    """How far rounding each constant to its wide grid moves the products, or the rows looked up."""
     harms: dict[str, float] = {}
-    for unit in units:
+    for unit in widths.units:
         for site in unit.sites:
-            name = str(site.weight.name)
-            harm = errors[name]
-            if not unit.is_lookup:
-                harm = weight_error(seen[unit.name], sample_columns([site]))
+            name, grid = str(site.weight.name), widths.grid(site, is_wide=True)
+            if grid is None:
+                harm = 0.0
+            elif unit.is_lookup:
+                harm = rounding_error(constant_of(site), grid)
+            else:
+                harm = product_error(seen[unit.name], sample_columns([site]), grid)
             harms[name] = max(harm, harms.get(name, 0.0))
     return harms
 
@@ -164,21 +140,23 @@ def _fits(
     """How each activation is rounded; channels are evened out if all weights allow it."""
     fits: dict[str, Fit] = {}
     columns: dict[str, Array] = {}
+    # of weights in groups too, strengths are compared with one scale for each channel
+    grid = dataclasses.replace(wishes.scheme.narrow, group=0)
     for number, unit in enumerate(widths.units):
         sites = [s for s in unit.sites if s.weight.name not in widths.floats]
         if unit.is_lookup or not sites:
             continue
         columns[unit.name] = sample_columns(sites)
-        found = fit(
+        fits[unit.name] = fit(
             seen[unit.name],
             columns[unit.name],
+            grid,
             smooth=wishes.smooth and reads_alone(unit),
             block=wishes.scheme.block,
         )
-        fits[unit.name] = dataclasses.replace(found, is_float=wishes.scheme.narrow.is_float)
         ctx.progress("fitting activations", number + 1, len(widths.units))
     if wishes.calibrate == "auto":
         return fits
     channels = {name: len(array) for name, array in columns.items()}
     fits = calibrated(whole, fits, channels, wishes.calibrate, ctx, samples)
-    return {name: judged_fit(f, seen[name], columns[name]) for name, f in fits.items()}
+    return {name: with_error(f, seen[name], columns[name], grid) for name, f in fits.items()}

@@ -95,17 +95,17 @@ class Draft:
         return moved
 
 
-def descend(draft: Draft, gram: Array, rounds: int) -> None:
+def descend(draft: Draft, gram: Array, sweeps: int) -> None:
     """Improve steps, scales and zero points in place.
 
     Args:
         draft: What to improve.
         gram: Symmetric and positive definite, float32 [K,K].
-        rounds: How often to go through all of them.
+        sweeps: How often to go through all of them.
     """
     errors = draft.errors()
     size = draft.grid.group or _BLOCK
-    for _ in range(rounds):
+    for _ in range(sweeps):
         for start in range(0, len(gram), size):
             part = slice(start, min(start + size, len(gram)))
             slopes = gram[part] @ errors  # half the gradient

@@ -15,9 +15,10 @@ import onnx_ir as ir
 
 from optc.core.context import Array
 
-__all__ = ["Grid"]
+__all__ = ["FLOAT32", "Grid"]
 
-_FLOAT32 = np.dtype(np.float32)
+FLOAT32 = np.dtype(np.float32)
+"""What scales are stored in unless told otherwise."""
 _RUNS = 4096  # of 32 float32: half a megabyte, which stays near the processor
 
 
@@ -61,7 +62,7 @@ class Grid:
         """How many scales a channel with `inner` inputs has."""
         return -(-inner // self.group) if self.group else 1
 
-    def scales(self, rows: Array, kind: np.dtype = _FLOAT32) -> tuple[Array, Array]:
+    def scales(self, rows: Array, kind: np.dtype = FLOAT32) -> tuple[Array, Array]:
         """Scales and zero points from the extremes of each group.
 
         Args:
@@ -71,7 +72,10 @@ class Grid:
         Returns:
             Scales [C,G] of type `kind`, positive and normal numbers, and zero points int32 [C,G].
         """
-        low, high = self._extremes(rows)
+        return self.scales_between(*self.extremes(rows), kind)
+
+    def scales_between(self, low: Array, high: Array, kind: np.dtype) -> tuple[Array, Array]:
+        """The same from what the first and the last step are to stand for, float32 [C,G] each."""
         first, last = self.limits
         if self.symmetric:
             raw = np.maximum(high / last, low / (first if self.bits == 4 else -last))
@@ -80,7 +84,7 @@ class Grid:
             raw = (high - low) / (last - first)
         scales = raw.astype(kind)
         # a group of zeros, or of numbers too faint for the type, becomes the zeros it nearly is
-        scales = np.where(scales < _tiny(kind), kind.type(1), scales)
+        scales = np.where(scales < np.finfo(kind).tiny, kind.type(1), scales)
         if self.symmetric:
             return scales, np.zeros(scales.shape, np.int32)
         zeros = np.rint(first - low / scales.astype(np.float32))
@@ -142,7 +146,7 @@ class Grid:
         moved *= self.spread(scales.astype(np.float32), inner)
         return moved
 
-    def rounded(self, rows: Array, kind: np.dtype = _FLOAT32) -> Array:
+    def rounded(self, rows: Array, kind: np.dtype = FLOAT32) -> Array:
         """`rows` [C,K] on the grid of their own extremes, float32."""
         scales, zeros = self.scales(rows, kind)
         return self.values(self.steps(rows, scales, zeros), scales, zeros)
@@ -157,8 +161,8 @@ class Grid:
         zeros = 0 if self.symmetric else -(-parts * self.bits // 8)
         return -(-outer * inner * self.bits // 8) + parts * scale_bytes + zeros
 
-    def _extremes(self, rows: Array) -> tuple[Array, Array]:
-        """Smallest and largest of each group, [C,G]."""
+    def extremes(self, rows: Array) -> tuple[Array, Array]:
+        """Smallest and largest number of each group, [C,G] each."""
         if not self.group:
             return rows.min(axis=1, keepdims=True), rows.max(axis=1, keepdims=True)
         groups = _Groups.of(rows, self.group)
@@ -225,8 +229,3 @@ class _Groups:
             turned.min(axis=0, out=low[part])
             turned.max(axis=0, out=high[part])
         return low.reshape(self.outer, -1), high.reshape(self.outer, -1)
-
-
-def _tiny(kind: np.dtype) -> float:
-    """Smallest normal number of a type, bfloat16 among them."""
-    return float(ml_dtypes.finfo(kind).tiny)  # type: ignore[no-untyped-call]

@@ -19,7 +19,8 @@ BINS = 1 << 14
 class Histogram:
     """Counts of magnitudes in bins of equal width, which doubles as larger ones come.
 
-    The end of the last bin is always a power of two, so that any two histograms can be merged.
+    The end of the last bin is always a power of two, so that what is counted does not depend on the
+    order in which magnitudes come.
 
     Attributes:
         counts: int64 [BINS].
@@ -48,15 +49,6 @@ class Histogram:
         bins = sizes * np.float64(BINS / self.end) if self.end else np.zeros(len(sizes))
         bins = np.minimum(bins, BINS - 1).astype(np.int64)
         self.counts += np.bincount(bins, minlength=BINS)
-
-    def merge(self, other: Histogram) -> None:
-        """Count what the other has counted."""
-        self._widen(other.largest)
-        counts = other.counts
-        if other.end:
-            for _ in range(round(math.log2(self.end / other.end))):
-                counts = _halved(counts)
-        self.counts += counts
 
     @property
     def edges(self) -> Array:

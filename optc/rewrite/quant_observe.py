@@ -71,13 +71,13 @@ def tokens_of(feeds: Feeds) -> int:
 
 
 def observe(
-    model: ir.Model, widths: Mapping[str, int], ctx: Context, samples: Sequence[Feeds]
+    model: ir.Model, channels: Mapping[str, int], ctx: Context, samples: Sequence[Feeds]
 ) -> dict[str, Seen]:
     """Run `samples` once and keep what is seen of the named activations.
 
     Args:
         model: The graph; not changed.
-        widths: The activations wanted, each with its number of channels K.
+        channels: The activations wanted, each with its number of channels K.
         ctx: Has the evaluator.
         samples: Calibration inputs.
 
@@ -85,13 +85,13 @@ def observe(
         SampleError: An activation is not finite on some sample.
         UnsupportedError: There is no evaluator.
     """
-    if not widths:
+    if not channels:
         return {}
     if ctx.evaluate is None:
         raise UnsupportedError("activations cannot be observed without a runtime")
-    room = _KEPT_BYTES // (4 * sum(widths.values()) * len(samples))
+    room = _KEPT_BYTES // (4 * sum(channels.values()) * len(samples))
     count = max(1, min(room, -(-_MOST_ROWS // len(samples))))
-    groups = list(fetch_groups(widths, max(map(tokens_of, samples))))
+    groups = list(fetch_groups(channels, max(map(tokens_of, samples))))
     halves: _Halves = ({}, {})
     for number, group in enumerate(groups):
         for index, got in enumerate(ctx.evaluate(model, samples, fetch=group)):
@@ -103,15 +103,15 @@ def observe(
             done = number * len(samples) + index + 1
             ctx.progress("observing activations", done, len(groups) * len(samples))
     even, odd = halves
-    return {name: Seen(even[name], odd[name]) for name in widths}
+    return {name: Seen(even[name], odd[name]) for name in channels}
 
 
-def fetch_groups(widths: Mapping[str, int], tokens: int) -> Iterator[list[str]]:
+def fetch_groups(channels: Mapping[str, int], tokens: int) -> Iterator[list[str]]:
     """Names, in groups whose activations on one sample fit the bound."""
     group: list[str] = []
     held = 0
-    for name, width in widths.items():
-        size = 4 * width * tokens
+    for name, count in channels.items():
+        size = 4 * count * tokens
         if group and held + size > _FETCH_BYTES:
             yield group
             group, held = [], 0

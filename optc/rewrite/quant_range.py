@@ -17,26 +17,27 @@ import numpy as np
 from optc.core.context import Array
 from optc.rewrite.quant_histogram import Histogram
 
-__all__ = ["METHODS", "divergence", "limit"]
+__all__ = ["METHODS", "PERCENTILE", "divergence", "reach"]
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
 
-_PERCENTILE = 99.99
+PERCENTILE = 99.99
+"""The share of magnitudes that `percentile` does not clip, in percent."""
+
 _LEVELS = 128  # magnitudes of int8, with zero
-_COARSE = 2048
-_STRIDE = 4
-_FINEST = 1 / 500
-_TRIED = 256
-_BATCH = 16
+_COARSE = 2048  # bins of the talk's histograms
+_STRIDE = 4  # of them, 1/512 of the range: neighbouring ranges differ by less than a step of int8
+_FINEST = 1 / 500  # of the largest magnitude: outliers may be 500 times as large as the rest
+_TRIED = 256  # ranges from there to all of it, each 2.5 % more than the one before
+_BATCH = 16  # of them at once, to bound memory: 16 * 2^14 bins of float64 are 2 MB
 
 
-def limit(seen: Histogram, method: str, *, percentile: float = _PERCENTILE) -> float:
+def reach(seen: Histogram, method: str) -> float:
     """The magnitude that the last step should stand for.
 
     Args:
         seen: Magnitudes of the activation on calibration data.
         method: One of `METHODS`.
-        percentile: The share that is not clipped, in percent, for the method of that name.
 
     Returns:
         At most the largest magnitude seen; 0 where that is 0.
@@ -49,16 +50,16 @@ def limit(seen: Histogram, method: str, *, percentile: float = _PERCENTILE) -> f
     if not seen.end or method == "minmax":
         return seen.largest
     if method == "percentile":
-        found = _percentile(seen, percentile)
+        found = _percentile(seen)
     else:
         found = _entropy(seen) if method == "entropy" else _mse(seen)
     return min(found, seen.largest)
 
 
-def _percentile(seen: Histogram, percentile: float) -> float:
+def _percentile(seen: Histogram) -> float:
     """Linear within the bin where the share is reached."""
     below = np.concatenate([[0], np.cumsum(seen.counts)])
-    return float(np.interp(percentile / 100 * below[-1], below, seen.edges))
+    return float(np.interp(PERCENTILE / 100 * below[-1], below, seen.edges))
 
 
 def _entropy(seen: Histogram) -> float:

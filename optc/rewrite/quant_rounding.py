@@ -22,7 +22,7 @@ from optc.core.scratch import Scratch
 from optc.ir.streamed import EVERY
 from optc.rewrite.quant_apply import write_plan
 from optc.rewrite.quant_awq import equalise
-from optc.rewrite.quant_damping import Moments, learnt
+from optc.rewrite.quant_damping import Moments, damped
 from optc.rewrite.quant_gram import Inputs
 from optc.rewrite.quant_nodes import NodeWriter
 from optc.rewrite.quant_plan import Plan
@@ -92,7 +92,7 @@ def _is_solved(unit: Unit, widths: Widths) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Seen:
+class _Flow:
     """What was seen of one activation: in the quantised graph, and beside it in the float one.
 
     Attributes:
@@ -103,17 +103,14 @@ class _Seen:
     halves: tuple[Moments, Moments]
     magnitudes: Array
 
-    def divided(self, factors: Array) -> _Seen:
+    def divided(self, factors: Array) -> _Flow:
         """The same of channels divided by `factors` [K]."""
         outer = np.outer(factors, factors)
-        first, second = (
-            Moments(m.gram / outer, None if m.cross is None else m.cross / outer)
-            for m in self.halves
-        )
-        return _Seen((first, second), self.magnitudes / factors)
+        first, second = (Moments(m.gram / outer, m.cross / outer) for m in self.halves)
+        return _Flow((first, second), self.magnitudes / factors)
 
 
-def _equalised(unit: Unit, widths: Widths, seen: _Seen) -> Array:
+def _equalised(unit: Unit, widths: Widths, seen: _Flow) -> Array:
     """AWQ's factors, for all weights of a unit together."""
     grid, whole = widths.grid(unit.sites[0], is_wide=False), seen.halves[0] + seen.halves[1]
     if grid is None:
@@ -125,7 +122,7 @@ def _equalised(unit: Unit, widths: Widths, seen: _Seen) -> Array:
 def _solved(
     unit: Unit,
     widths: Widths,
-    seen: _Seen,
+    seen: _Flow,
     factors: Array | None,
     method: str,
     scratch: Scratch,
@@ -138,7 +135,7 @@ def _solved(
         power = (seen.halves[0].gram + seen.halves[1].gram).diagonal()
         chosen = nearest(rows, grid, kind, power=power)
     else:
-        chosen = solve(rows, learnt(seen.halves, rows, grid, kind), grid, kind)
+        chosen = solve(rows, damped(seen.halves, rows, grid, kind), grid, kind)
     byte = np.int8 if grid.symmetric else np.uint8
     found: dict[str, Solution] = {}
     start = 0
@@ -162,7 +159,7 @@ def _kind(unit: Unit) -> np.dtype[Any]:
     return constant_of(unit.sites[0]).kind
 
 
-def _observed(exact: Iterator[Array], moved: Iterator[Array], name: str) -> _Seen:
+def _observed(exact: Iterator[Array], moved: Iterator[Array], name: str) -> _Flow:
     """Both activations [..., K], sample by sample; samples go to the two halves in turn."""
     halves: list[Moments | None] = [None, None]
     last: tuple[Array, Array] | None = None
@@ -186,4 +183,4 @@ def _observed(exact: Iterator[Array], moved: Iterator[Array], name: str) -> _See
         y, x = last
         halves = [Moments.of(y[part::2], x[part::2]) for part in (0, 1)]
     first, second = (half for half in halves if half is not None)
-    return _Seen((first, second), magnitudes / tokens)
+    return _Flow((first, second), magnitudes / tokens)

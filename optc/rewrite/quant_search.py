@@ -57,13 +57,12 @@ def choose_floats(
         `widths` with those constants in float.
     """
     worst_first = sorted(harms, key=lambda name: -harms[name])
-    everything = {unit.name for unit in widths.units}
 
     def leaving(kept: int) -> Widths:
         return dataclasses.replace(widths, floats=frozenset(worst_first[:kept]))
 
     def fits(kept: int) -> bool:
-        return meter.measure(leaving(kept).plan(everything)) <= limit
+        return meter.measure(leaving(kept).widest()) <= limit
 
     return leaving(fewest(len(harms), 0, fits))
 
@@ -94,11 +93,11 @@ def choose_wide(
     return plan(fewest(bound, min(guess, bound), fits))
 
 
-def _predicted(harms: Sequence[float], room: float) -> int:
+def _predicted(costs: Sequence[float], room: float) -> int:
     """How many of the first to leave out so that the sum of the others fits."""
-    total = sum(harms)
-    for count, harm in enumerate(harms):
+    total = sum(costs)
+    for count, cost in enumerate(costs):
         if total <= room:
             return count
-        total -= harm
-    return len(harms)
+        total -= cost
+    return len(costs)

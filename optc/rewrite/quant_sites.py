@@ -10,13 +10,13 @@ Sites are found by use-def edges. Everything looked at and left alone is reporte
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import onnx_ir as ir
 
 from optc.core.base import Refusal
 
-__all__ = ["Site", "Sites", "find_sites", "is_quantised", "last_products", "weight_groups"]
+__all__ = ["Site", "Sites", "find_sites", "is_quantised", "weight_groups"]
 
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16}
 _SMALL_TABLE = 0.01
@@ -95,17 +95,6 @@ def weight_groups(sites: Iterable[Site]) -> list[list[Site]]:
     for site in sites:
         groups.setdefault(site.weight, []).append(site)
     return list(groups.values())
-
-
-def last_products(model: ir.Model, sites: Sequence[Site]) -> list[Site]:
-    """The products from which no other site is reached: nothing after them dampens their error."""
-    leading: set[ir.Value | None] = set()
-    nodes = {site.node for site in sites}
-    for node in reversed(model.graph):
-        if node in nodes or any(out in leading for out in node.outputs):
-            leading.update(node.inputs)
-    last = [site for site in sites if site.node.outputs[0] not in leading]
-    return [site for site in last if site.activation is not None]
 
 
 def _match(node: ir.Node) -> Site | str:

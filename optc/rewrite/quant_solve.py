@@ -5,7 +5,8 @@
    step, after it has been moved to make up for the errors of the columns before. Written as in
    QuIP (Chee et al., 2023, arXiv 2307.13304, LDLQ), which needs one Cholesky factor and no inverse.
    Columns go by falling power; as groups have their scales beforehand, they stay contiguous.
-3. Descent (`quant_descent`): steps, scales and zero points, one at a time, as long as it pays.
+3. Descent (`quant_descent`): twice through all steps, scales and zero points, one at a time; a move
+   is taken only where the error falls.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import dataclasses
 import numpy as np
 
 from optc.core.context import Array
-from optc.rewrite.quant_clip import FACTORS, clipped
+from optc.rewrite.quant_clip import SHRINKS, clipped
 from optc.rewrite.quant_descent import Draft, descend
 from optc.rewrite.quant_gram import Inputs
-from optc.rewrite.quant_grid import Grid
+from optc.rewrite.quant_grid import FLOAT32, Grid
 
-__all__ = ["ROUNDS", "Solved", "nearest", "solve"]
+__all__ = ["SWEEPS", "Solved", "nearest", "solve"]
 
-ROUNDS = 2
-_FLOAT32 = np.dtype(np.float32)
+SWEEPS = 2
+"""How often descent goes through everything. Measured on products of SmolLM2-135M with 576 and 1536
+inputs, in groups of 32 and 128: once takes up to 2 % off the squared error that GPTQ leaves on
+tokens not seen, twice up to 4 %, five times up to 5 %; every time costs the same."""
 _BLOCK = 64
 
 
@@ -49,10 +52,10 @@ class Solved:
 def nearest(
     rows: Array,
     grid: Grid,
-    kind: np.dtype = _FLOAT32,
+    kind: np.dtype = FLOAT32,
     *,
     power: Array | None = None,
-    factors: tuple[float, ...] = FACTORS,
+    shrinks: tuple[float, ...] = SHRINKS,
 ) -> Solved:
     """Round to the nearest step of searched ranges.
 
@@ -61,9 +64,9 @@ def nearest(
         grid: The grid.
         kind: Element type that scales are stored in.
         power: Mean square of each input channel, [K]; all the same when None.
-        factors: What ranges may be shrunk to.
+        shrinks: What ranges may be shrunk by.
     """
-    scales, zeros = clipped(rows, grid, kind, power=power, factors=factors)
+    scales, zeros = clipped(rows, grid, kind, power=power, shrinks=shrinks)
     return Solved(grid.steps(rows, scales, zeros), scales, zeros)
 
 
@@ -71,10 +74,9 @@ def solve(
     rows: Array,
     inputs: Inputs,
     grid: Grid,
-    kind: np.dtype = _FLOAT32,
+    kind: np.dtype = FLOAT32,
     *,
-    rounds: int = ROUNDS,
-    factors: tuple[float, ...] = FACTORS,
+    sweeps: int = SWEEPS,
 ) -> Solved:
     """Round so that the error of the products is small.
 
@@ -83,15 +85,14 @@ def solve(
         inputs: What flows into them.
         grid: The grid.
         kind: Element type that scales are stored in.
-        rounds: Rounds of descent after GPTQ; 0 for none.
-        factors: What ranges may be shrunk to.
+        sweeps: How often descent goes through everything after GPTQ; 0 for not at all.
     """
     target = inputs.target(rows)
     power = inputs.gram.diagonal()
-    scales, zeros = clipped(target, grid, kind, power=power, factors=factors)
+    scales, zeros = clipped(target, grid, kind, power=power)
     draft = Draft.of(target, grid, scales, zeros)
     _feed_back(draft, inputs)
-    descend(draft, inputs.gram, rounds)
+    descend(draft, inputs.gram, sweeps)
     return Solved(draft.steps(), *draft.ranges())
 
 

@@ -17,6 +17,7 @@ from optc.rewrite.quant_stream import Constant, Solution
 __all__ = ["Unit", "Widths", "constant_of", "reads_alone", "source_of", "units_of"]
 
 _SHORTEST = 16
+"""The shortest block that ONNX Runtime's `GatherBlockQuantized` and `MatMulNBits` take."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,7 +88,7 @@ class Widths:
 
     def choosable(self) -> list[Unit]:
         """Units for which wide is something else than narrow."""
-        if self.scheme.rounds:
+        if self.scheme.rounds_activations:
             return [unit for unit in self.units if not unit.is_lookup]
         return [unit for unit in self.units if self._may_differ(unit)]
 
@@ -99,10 +100,14 @@ class Widths:
         """Grid of the weight of a site; None for float."""
         if site.weight.name not in self.looked_up:
             return self.scheme.wide if is_wide else self.scheme.narrow
-        grid = self.scheme.wide if is_wide and self.scheme.rounds else self.scheme.table
+        grid = self.scheme.wide if is_wide and self.scheme.rounds_activations else self.scheme.table
         if is_wide and self.scheme.wide is None:
             return None
         return None if grid is None else _even(grid, constant_of(site).inner)
+
+    def widest(self) -> Plan:
+        """The plan in which every unit is wide."""
+        return self.plan({unit.name for unit in self.units})
 
     def plan(self, wide: Container[str]) -> Plan:
         """The plan in which the units named in `wide`, and what shares their weights, are wide."""

@@ -76,7 +76,8 @@ class Walk:
         """Divide the channels of a value that is known: what makes it was changed since."""
         for known in self._known:
             if name in known:
-                known[name] = known[name] / factors
+                divided = known[name] / factors
+                known[name] = divided.astype(known[name].dtype)
 
     def _is_read(self, value: ir.Value) -> bool:
         """Whether a node that has not been run reads a value; the latest readers come first."""

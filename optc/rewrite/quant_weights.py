@@ -17,7 +17,6 @@ __all__ = ["is_finite", "rounding_error"]
 _EXPONENTS = {
     ir.DataType.FLOAT: (np.uint32, 0x7F800000),
     ir.DataType.FLOAT16: (np.uint16, 0x7C00),
-    ir.DataType.BFLOAT16: (np.uint16, 0x7F80),
 }
 
 

@@ -36,12 +36,12 @@ __all__ = ["Stopwatch", "in_turn"]
 TOKENS = (1, 128)
 """Rows of the activation: a decoding step, and a prompt."""
 
-_SECONDS = 2.5
-_SECONDS_INSTEAD = 1.0
-_LONGEST_TRIAL = 0.3
-_FEWEST, _MOST = 12, 200
-_SHORTEST = 20e-6
-_MOST_ELEMENTS = 2**20
+_SECONDS = 2.5  # for all kinds of a model: little beside a build
+_SECONDS_INSTEAD = 1.0  # for all alternatives
+_LONGEST_TRIAL = 0.3  # for one kind and number of tokens
+_FEWEST, _MOST = 12, 200  # pairs of runs: some for each stretch; what is short has enough with 200
+_SHORTEST = 20e-6  # below, most of the time is that of the call, whatever is run
+_MOST_ELEMENTS = 2**20  # of a weight: 4 MB in float, a few milliseconds for a prompt
 _FEWEST_PRODUCTS = 2**20  # so many multiplications take float less than 20 us on any one core
 _ALTERNATIVES = ("int8-dynamic", "w8", "int4")
 

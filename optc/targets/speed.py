@@ -19,9 +19,11 @@ from optc.rewrite.quant_grid import Grid
 
 __all__ = ["Instead", "Kind", "Speed", "Timing", "speed_notes"]
 
-_MUCH = 1.1
-_NEARLY_ALL = 0.75
-_STRETCHES = 8
+_MUCH = 1.1  # less is not worth a note
+_NEARLY_ALL = 0.75  # of the stretches must be slower: where nothing is, half of them are by chance
+_STRETCHES = (
+    8  # so few that each has pairs enough for a least time, so many that 3/4 says something
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,6 +104,17 @@ def test_without_costs_the_error_of_products_is_drawn_or_that_of_weights() -> No
     assert costs.columns == ("drift by itself", "weight error")
 
 
+def test_costs_that_were_not_measured_are_said_to_be_estimated() -> None:
+    drawn = plot(site("a", cost=0.1), drift_metric=KL, costs_measured=False)
+    words = "estimated from rounding errors"
+    assert drawn.title == f"Drift that each place causes by itself, {words}, {KL}"
+    assert "the graph takes no batch" in drawn.note
+    measured = plot(site("a", cost=0.1), drift_metric=KL, costs_measured=True)
+    assert "estimated" not in measured.title + measured.note
+    errors = plot(site("a", weight_error=0.1), costs_measured=False)
+    assert "estimated" not in errors.title
+
+
 def test_what_has_no_value_has_no_bar_and_is_counted() -> None:
     drawn = plot(site("table"), site("a", cost=0.1), site("b", cost="much"))
     assert len(drawn.bars) == 1

@@ -13,7 +13,7 @@ from optc.ir import streamed
 from optc.ir.save import save_model
 from optc.rewrite.quant_apply import apply_plan
 from optc.rewrite.quant_divide import Divider
-from optc.rewrite.quant_fit import Fit, fit, sample_columns
+from optc.rewrite.quant_fit import Fit, fit, product_error, sample_columns, with_error
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_nodes import NodeWriter
 from optc.rewrite.quant_observe import Observation, Seen, observe
@@ -30,7 +30,7 @@ def seen(rows: Array) -> Seen:
 def test_even_channels_are_left_as_they_are(rng):
     rows = rng.uniform(-1, 1, (64, K)).astype(np.float32)
     columns = rng.choice([-1.0, 1.0], (K, 24)).astype(np.float32)
-    found = fit(seen(rows), columns, smooth=True)
+    found = fit(seen(rows), columns, Grid(8), smooth=True)
     assert found.factors is None
     assert found.largest == pytest.approx(np.abs(rows).max(), rel=0.35)
 
@@ -39,8 +39,8 @@ def test_an_outlier_channel_is_divided_and_the_error_falls(rng):
     rows, columns = random(rng, 64, K), random(rng, K, 24)
     rows[:, 5] *= 100
     columns[5] /= 100
-    plain = fit(seen(rows), columns, smooth=False)
-    smooth = fit(seen(rows), columns, smooth=True)
+    plain = fit(seen(rows), columns, Grid(8), smooth=False)
+    smooth = fit(seen(rows), columns, Grid(8), smooth=True)
     assert plain.factors is None
     assert smooth.factors is not None
     assert smooth.factors.argmax() == 5
@@ -50,15 +50,50 @@ def test_an_outlier_channel_is_divided_and_the_error_falls(rng):
     assert np.linalg.norm(got - rows @ columns) < 2 * smooth.error * np.linalg.norm(rows @ columns)
 
 
+E4M3 = Grid(8, is_float=True)
+
+
+def test_e4m3_has_steps_for_an_outlier_channel_that_would_waste_those_of_int8(rng):
+    """Its steps are relative: a channel a hundred times the others leaves them theirs."""
+    rows, columns = random(rng, 64, K), random(rng, K, 24)
+    rows[:, 5] *= 100
+    columns[5] /= 100
+    integers, floats = (fit(seen(rows), columns, g, smooth=True) for g in (Grid(8), E4M3))
+    assert integers.factors is not None
+    assert floats.factors is None
+    assert floats.dtype == ir.DataType.FLOAT8E4M3FN
+
+
+def test_the_error_of_e4m3_is_that_of_e4m3_on_both_sides(rng):
+    rows, columns = random(rng, 64, K), random(rng, K, 24)
+    found = fit(seen(rows), columns, E4M3, smooth=False)
+    exact, got = rows @ columns, found.rounded(rows) @ E4M3.rounded(columns.T).T
+    error = np.sqrt((np.square(got - exact).sum(axis=1) / np.square(exact).sum(axis=1)).mean())
+    assert found.error == pytest.approx(error, rel=0.05)
+    assert found.error > 2 * fit(seen(rows), columns, Grid(8), smooth=False).error
+    assert with_error(found, seen(rows), columns, E4M3).error == pytest.approx(error, rel=1e-6)
+
+
+def test_the_error_of_products_is_that_of_the_grid_asked_for(rng):
+    rows, columns = random(rng, 64, K), random(rng, K, 24)
+    columns[3] = 500.0  # takes the steps of whatever shares its scale
+    rows[:, 3] = 0.0
+    whole, groups = (product_error(seen(rows), columns, g) for g in (Grid(8), Grid(8, 8)))
+    exact, got = rows @ columns, rows @ Grid(8, 8).rounded(columns.T).T
+    error = np.sqrt((np.square(got - exact).sum(axis=1) / np.square(exact).sum(axis=1)).mean())
+    assert groups == pytest.approx(error, rel=1e-5)
+    assert groups < 0.6 * whole
+
+
 def test_a_range_that_does_not_hold_on_the_other_half_gets_a_margin(rng):
     rows = rng.uniform(-1, 1, (64, K)).astype(np.float32)
     rows[::2] *= 1.25  # every even row lies beyond what the odd rows know
-    found = fit(seen(rows), random(rng, K, 24), smooth=False)
+    found = fit(seen(rows), random(rng, K, 24), Grid(8), smooth=False)
     assert found.largest > np.abs(rows).max()
 
 
 def test_a_dead_activation_has_a_step_of_one_and_no_error(rng):
-    found = fit(seen(np.zeros((8, K), np.float32)), random(rng, K, 24), smooth=True)
+    found = fit(seen(np.zeros((8, K), np.float32)), random(rng, K, 24), Grid(8), smooth=True)
     assert (found.largest, found.error, found.factors) == (0.0, 0.0, None)
     assert found.scale() == 1.0
     assert found.scale(ir.DataType.FLOAT16).dtype == np.float16

@@ -15,7 +15,6 @@ from optc.rewrite.quant_drift import DriftMeter
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_plan import Plan
 from optc.rewrite.quant_search import fewest
-from optc.rewrite.quant_sites import find_sites, last_products
 from optc.targets.evaluate import OrtEvaluator
 
 # Two products side by side. Half of the channels that the second reads are 300 times the others,
@@ -134,7 +133,7 @@ def test_nothing_is_quantised_where_nothing_may_drift(rng):
     assert sorted(node.op_type for node in model.graph) == before
 
 
-def test_one_weight_that_int8_ruins_stays_float_and_the_other_does_not(rng):
+def ruined(rng: np.random.Generator) -> tuple[ir.Model, list[Feeds]]:
     """A column whose one huge entry is never used hides its small entries from an int8 grid."""
     model = sides(rng)
     gain, wa = (model.graph.initializers[n].const_value.numpy().copy() for n in ("gain", "wa"))
@@ -145,10 +144,40 @@ def test_one_weight_that_int8_ruins_stays_float_and_the_other_does_not(rng):
     data = batches(rng)
     for feeds in data:
         feeds["x"][..., 3] = 0.0
+    return model, data
+
+
+def test_one_weight_that_int8_ruins_stays_float_and_the_other_does_not(rng):
+    model, data = ruined(rng)
     result = quantise(model, data, scheme="w8", smooth="off", max_drift=1e-3)
     assert result.sites == ("b2",)
     assert ", 1 float; KL" in result.notes[0]
     assert "its weight is among those that hurt most" in reasons(result)["a"]
+
+
+RUINED = [{"scheme": "int8", "smooth": "off"}, {"scheme": "int4"}]
+
+
+@pytest.mark.parametrize("options", RUINED, ids=str)
+def test_a_weight_that_wide_ruins_stays_float_and_the_reason_names_the_wide_grid(options, rng):
+    model, data = ruined(rng)
+    result = quantise(model, data, **options, max_drift=1e-3)
+    assert widths(result.details)["a"] == "float"
+    assert reasons(result) == {
+        "a": "int8 drifts more than 0.001; its weight is among those that hurt most; "
+        "raise quant:max-drift to quantise it"
+    }
+
+
+@pytest.mark.parametrize("most", [0, 1])
+@pytest.mark.parametrize("options", RUINED, ids=str)
+def test_what_may_stay_wide_is_bounded_for_floats_too(options, most, rng):
+    model, data = ruined(rng)
+    result = quantise(model, data, **options, max_drift=1e-3, max_wide=most)
+    found = list(widths(result.details).values())
+    assert "float" not in found
+    assert found.count("w8") == most
+    assert result.details["drift"] > 1e-3
 
 
 def test_one_sample_serves_for_both_and_the_report_says_so(rng):
@@ -188,19 +217,6 @@ def test_an_output_that_is_one_number_drifts_too(rng):
     (got,) = ctx.evaluate(model, data)
     drift = abs(got["total"] - want["total"]) / abs(want["total"])
     assert result.details["drift"] == pytest.approx(drift, rel=1e-2)
-
-
-def test_the_last_products_are_those_with_no_site_after_them(rng):
-    text = f"""main (float[n, {K}] x, float[{K}, {K}] wa, float[{K}, {K}] wb, float[{K}, {K}] wc)
-    => (float[n, {K}] y, float[n, {K}] c) {{
-        a = MatMul(x, wa)
-        h = Tanh(a)
-        b = MatMul(h, wb)
-        y = Relu(b)
-        c = MatMul(h, wc)
-    }}"""
-    model = build(text, {name: random(rng, K, K) for name in ("wa", "wb", "wc")})
-    assert [s.name for s in last_products(model, find_sites(model).sites)] == ["b", "c"]
 
 
 @pytest.mark.parametrize("total", [0, 1, 2, 7, 30])

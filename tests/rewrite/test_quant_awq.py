@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from optc.rewrite.quant_awq import equalise
+from optc.rewrite.quant_awq import EXPONENTS, equalise
 from optc.rewrite.quant_gram import Inputs
 from optc.rewrite.quant_grid import Grid
 from optc.rewrite.quant_solve import nearest
@@ -22,13 +22,13 @@ def _weights(seed=1, shape=(40, 128)):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def _factors(rows, samples, grid, **options):
+def _factors(rows, samples, grid):
     inputs = Inputs.of(samples.T @ samples)
-    return equalise(rows, np.abs(samples).mean(axis=0), inputs, grid, **options)
+    return equalise(rows, np.abs(samples).mean(axis=0), inputs, grid)
 
 
 def _error(rows, samples, grid, factors):
-    held = nearest(rows * factors, grid, factors=(1.0,)).values(grid) / factors
+    held = nearest(rows * factors, grid, shrinks=(1.0,)).values(grid) / factors
     return np.square(samples @ (held - rows).T).sum()
 
 
@@ -47,12 +47,15 @@ def test_no_factors_tried_are_better_than_those_chosen(grid):
     inputs = Inputs.of(samples.T @ samples)
 
     def error(factors):
-        held = nearest(rows * factors, grid, factors=(1.0,)).values(grid) / factors
+        held = nearest(rows * factors, grid, shrinks=(1.0,)).values(grid) / factors
         return inputs.error(held - rows)
 
     chosen = error(_factors(rows, samples, grid))
-    for exponent in (0.25, 0.5, 0.75, 1.0):
-        assert chosen <= error(_factors(rows, samples, grid, exponents=(exponent,)))
+    magnitudes = np.abs(samples).mean(axis=0).astype(np.float64)
+    for exponent in EXPONENTS:
+        factors = np.exp(exponent * np.log(magnitudes))
+        factors /= np.exp(np.log(factors).mean())
+        assert chosen <= error(factors.astype(np.float32)) * (1 + 1e-6)
     assert chosen < error(np.ones(128, np.float32))
 
 

@@ -1,12 +1,10 @@
 """Searched ranges: never worse than the extremes, and weighed by what flows through."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from optc.rewrite.quant_clip import FACTORS, clipped
-from optc.rewrite.quant_grid import Grid
+from optc.rewrite.quant_clip import SHRINKS, clipped
+from optc.rewrite.quant_grid import FLOAT32, Grid
 
 GRIDS = [
     Grid(8),
@@ -30,7 +28,7 @@ def _moved(rows, grid, found):
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_the_first_factor_alone_is_the_range_of_the_extremes_but_for_the_refit(grid):
     rows = grid.rounded(_rows())  # nothing left to refit
-    for part, expected in zip(clipped(rows, grid, factors=(1.0,)), grid.scales(rows), strict=True):
+    for part, expected in zip(clipped(rows, grid, shrinks=(1.0,)), grid.scales(rows), strict=True):
         np.testing.assert_allclose(part, expected, rtol=1e-6)
 
 
@@ -47,11 +45,10 @@ def test_no_channel_gets_worse_than_with_its_extremes(grid):
 def test_each_group_gets_a_choice_no_worse_than_any_factor(grid):
     rows = _rows()
     starts = np.arange(0, rows.shape[1], 32)
-    pairs = dataclasses.replace(grid, group=2)
-    ends = np.stack([reduce.reduceat(rows, starts, axis=1) for reduce in (np.minimum, np.maximum)])
+    low, high = (reduce.reduceat(rows, starts, axis=1) for reduce in (np.minimum, np.maximum))
     errors = []
-    for factor in FACTORS:
-        found = pairs.scales(np.float32(factor) * ends.transpose(1, 2, 0).reshape(len(rows), -1))
+    for factor in map(np.float32, SHRINKS):
+        found = grid.scales_between(low * factor, high * factor, FLOAT32)
         errors.append(np.add.reduceat(_moved(rows, grid, found), starts, axis=1))
     found = np.add.reduceat(_moved(rows, grid, clipped(rows, grid)), starts, axis=1)
     assert (found <= np.min(errors, axis=0) * (1 + 1e-5)).all()

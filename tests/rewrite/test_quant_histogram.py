@@ -36,25 +36,6 @@ def test_the_order_and_size_of_the_parts_do_not_matter(growth):
         assert (found.end, found.largest) == (whole.end, whole.largest)
 
 
-@pytest.mark.parametrize("growth", [1.0, 100.0, 0.01, 0.0])
-def test_merging_is_counting_together(growth):
-    first, second = _values(1), _values(2) * np.float32(growth)
-    merged = _counted(first)
-    merged.merge(_counted(second))
-    whole = _counted(first, second)
-    np.testing.assert_array_equal(merged.counts, whole.counts)
-    assert (merged.end, merged.largest) == (whole.end, whole.largest)
-
-
-def test_merging_changes_only_one_of_the_two():
-    other = _counted(_values(1))
-    before = other.counts.copy()
-    Histogram().merge(other)
-    merged = _counted(100 * _values(2))
-    merged.merge(other)
-    np.testing.assert_array_equal(other.counts, before)
-
-
 @pytest.mark.parametrize("values", [np.zeros(7, np.float32), np.zeros(0, np.float32)])
 def test_zeros_and_nothing_have_no_width(values):
     histogram = _counted(values)

@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from optc.core.context import Context
+from optc.core.errors import PassContractError, SampleError, UnsupportedError
 from optc.rewrite import quant_sensitivity
 from optc.rewrite.quant_drift import DriftMeter
 from optc.rewrite.quant_grid import Grid
@@ -98,6 +99,37 @@ def test_copies_that_are_not_along_the_first_axis_are_not_measured():
     samples = [{"x": np.random.default_rng(1).normal(size=(1, 9, K)).astype(np.float32)}]
     units = units_of(find_sites(model).sites)
     assert sensitivities(model, units, Plan({"wa": Grid(4, 16)}), ctx, samples) == {}
+
+
+class Failing:
+    """Runs one sample alone, and fails on batches."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self, model, feeds, *, fetch=None):
+        for sample in feeds:
+            if len(next(iter(sample.values()))) > 1:
+                raise self.error
+            yield from OrtEvaluator()(model, [sample], fetch=fetch)
+
+
+def _measured_with(evaluate):
+    model = _model(FLAT)
+    samples = [{"x": np.random.default_rng(1).normal(size=(1, 9, K)).astype(np.float32)}]
+    units = units_of(find_sites(model).sites)
+    plan = Plan({"wa": Grid(4, 16)})
+    return sensitivities(model, units, plan, Context(evaluate=evaluate), samples)
+
+
+@pytest.mark.parametrize("kind", [SampleError, UnsupportedError])
+def test_where_a_batch_is_refused_nothing_is_measured(kind):
+    assert _measured_with(Failing(kind("no batch"))) == {}
+
+
+def test_a_failure_that_has_nothing_to_do_with_batches_is_one():
+    with pytest.raises(PassContractError, match="no graph"):
+        _measured_with(Failing(PassContractError("the trial is no graph")))
 
 
 def _deep(layers):

@@ -95,7 +95,7 @@ def test_what_is_returned_is_on_the_grid_and_is_what_was_reached(grid):
     assert (solved.scales > 0).all()
     held = solved.values(grid)
     assert inputs.error(held - rows) <= inputs.error(
-        solve(rows, inputs, grid, rounds=0).values(grid) - rows
+        solve(rows, inputs, grid, sweeps=0).values(grid) - rows
     )
     if grid.is_float:
         stored = solved.steps.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
@@ -106,7 +106,7 @@ def test_what_is_returned_is_on_the_grid_and_is_what_was_reached(grid):
 def test_inputs_that_have_nothing_in_common_leave_only_the_nearest_steps(grid):
     rows, power = _weights(), np.random.default_rng(2).uniform(0.5, 2, WIDTH)
     inputs = Inputs.of(np.diag(power), damping=0.0)
-    solved = solve(rows, inputs, grid, rounds=0)
+    solved = solve(rows, inputs, grid, sweeps=0)
     expected = nearest(rows, grid, power=power)
     np.testing.assert_array_equal(solved.steps, expected.steps)
     np.testing.assert_array_equal(solved.scales, expected.scales)
@@ -115,7 +115,7 @@ def test_inputs_that_have_nothing_in_common_leave_only_the_nearest_steps(grid):
 def test_without_descent_it_is_gptq():
     """Against the paper's updates with the inverse Hessian, column by column."""
     rows, inputs, grid = _weights(), _inputs(_samples()), Grid(4, group=32, symmetric=False)
-    solved = solve(rows, inputs, grid, rounds=0)
+    solved = solve(rows, inputs, grid, sweeps=0)
     spread = [np.repeat(part, 32, axis=1) for part in (solved.scales, solved.zeros)]
     left, order = rows.astype(np.float64), list(inputs.order)
     inverse = np.linalg.inv(inputs.gram.astype(np.float64))
@@ -135,7 +135,7 @@ def test_without_descent_it_is_gptq():
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_weights_on_the_grid_are_found_again(grid):
     rows = grid.rounded(_weights())
-    found = solve(rows, _inputs(_samples()), grid, factors=(1.0,)).values(grid)
+    found = solve(rows, _inputs(_samples()), grid).values(grid)
     np.testing.assert_allclose(found, rows, atol=1e-4 * np.abs(rows).max())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from quantised_graphs import Stored, build, ops
+from stored_weights import Stored, build, ops
 
 from optc.core.context import Array
 from optc.ir.streamed import EVERY, StreamedTensor

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
-from quantised_graphs import Stored, build, exact, ops, relative, stored
+from stored_weights import Stored, build, exact, ops, relative, stored
 
 from optc.ir.streamed import EVERY, StreamedTensor
 from optc.rewrite.quant_grid import Grid

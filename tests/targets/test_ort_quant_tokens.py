@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from quantised_graphs import Stored, build, exact, ops, relative, stored, with_tokens
+from stored_weights import Stored, build, exact, ops, relative, stored, with_tokens
 
 from optc.core.context import Array
 from optc.rewrite.quant_grid import Grid
