@@ -81,7 +81,7 @@ class Reference:
             check_inputs(feeds, wanted.values(), f"{where}: calibration {index}")
 
 
-NOTHING = Reference("none", (), note="No graph was run.")
+NOTHING = Reference("none", (), note="Nothing was compared.")
 """Where there are no samples, and none were made."""
 
 

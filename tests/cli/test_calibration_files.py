@@ -30,6 +30,10 @@ BAD = {
         {"input_ids": IDS + 10**6},
         "calibration 0: 'input_ids' goes up to 1000006, the table",
     ),
+    "token below 0": (
+        {"input_ids": -IDS - 10**6},
+        "calibration 0: 'input_ids' goes down to -1000006, the table",
+    ),
     "no arrays": ({}, "there is no calibration sample in it"),
 }
 
