@@ -15,7 +15,6 @@ import datetime
 import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from page import PAGE, replace_section
+from page import PAGE, machine, replace_section
 
 from optc.core.machine import free_memory_bytes
 
@@ -178,7 +177,7 @@ def section(rows: Sequence[Row], note: str = "") -> str:
     """What the documentation says under `TITLE`."""
     packages = ("onnxruntime", "onnx", "onnx-ir", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    processor = f"{platform.machine()}, {os.cpu_count()} cores"
+    processor = machine()
     head = (
         f"`benchmarks/build_scale.py`, {datetime.date.today().isoformat()}, {processor}: Llama "
         f"graphs of random float16 weights, `optc build --passes {PASSES} --evidence none`, "

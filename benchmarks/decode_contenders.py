@@ -17,6 +17,7 @@ from peer_environments import programs, run
 
 PEERS = Path(__file__).resolve().parent / "decode_peers"
 OURS = "ours"
+HOLD_A_MODEL = frozenset((".safetensors", ".onnx", ".data", ".onnx_data", ".xml", ".bin", ".gguf"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,12 @@ class Contender:
             path.unlink(missing_ok=True)
             raise
         return path
+
+    def size(self, folder: Path) -> int:
+        """Bytes of the files that hold its graphs and weights."""
+        made = folder / self.made
+        files = made.rglob("*") if made.is_dir() else [made]
+        return sum(file.stat().st_size for file in files if file.suffix in HOLD_A_MODEL)
 
     def bin(self) -> Path:
         """The folder of its environment's programs."""

@@ -17,7 +17,6 @@ import dataclasses
 import fnmatch
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from typing import Any
 
 from decode_contenders import CONTENDERS, PEERS, Contender
 from decode_table import TITLE, Result, Row, section
-from page import PAGE, replace_section
+from page import PAGE, machine, replace_section
 from peer_environments import ROOT
 
 MODELS = ("smollm2", "llama")
@@ -40,6 +39,7 @@ class Worker:
     def __init__(self, contender: Contender, folder: Path, threads: int):
         self.contender = contender
         self._process = contender.start(folder, threads)
+        self.size = contender.size(folder)
         self.version = str(self._read()["version"])
 
     def ask(self, prompt: Sequence[int], new_tokens: int) -> Result:
@@ -125,6 +125,7 @@ def _row(worker: Worker, results: list[Result]) -> Row:
         exact=worker.contender.exact,
         ttft=statistics.median(r.ttft for r in timed),
         rate=statistics.median(r.rate for r in timed),
+        size=worker.size,
         rss=max(r.rss for r in results),
         tokens=results[0].tokens,
         overhead=max((r.overhead for r in timed if r.overhead is not None), default=None),
@@ -156,7 +157,7 @@ def main() -> None:
         prompt = prompt_of(name, folder, options.prompt)
         with workers(chosen, folder, options.threads) as found:
             tables[name] = measure(found, prompt, options.new, options.rounds)
-    text = section(tables, options, platform.processor() or platform.machine())
+    text = section(tables, options, machine())
     if options.json:
         rows = {name: [dataclasses.asdict(r) for r in table] for name, table in tables.items()}
         print(json.dumps(rows, indent=1))

@@ -40,13 +40,14 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One contender: medians over the rounds, the peak of memory, and what it said."""
+    """One contender: medians over the rounds, size and peak of memory in bytes, what it said."""
 
     name: str
     version: str
     exact: bool
     ttft: float
     rate: float
+    size: int
     rss: int
     tokens: list[int]
     overhead: float | None = None
@@ -56,8 +57,9 @@ def table(rows: Sequence[Row]) -> str:
     """Rows as Markdown; the first is what ratios are to."""
     base = rows[0]
     lines = [
-        "| | TTFT ms | ratio | decode tokens/s | ratio | peak memory MB | ratio | same tokens |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | TTFT ms | ratio | decode tokens/s | ratio | files MB | peak memory MB | ratio "
+        "| same tokens |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         bold = "**" if row.name.startswith("optc") else ""
@@ -67,6 +69,7 @@ def table(rows: Sequence[Row]) -> str:
             f"{base.ttft / row.ttft:.2f}",
             f"{row.rate:.1f}",
             f"{row.rate / base.rate:.2f}",
+            f"{row.size / 1e6:.0f}",
             f"{row.rss / 1e6:.0f}",
             f"{row.rss / base.rss:.2f}",
             f"{same(row.tokens, base.tokens)}",
@@ -91,7 +94,8 @@ def section(
         f"`benchmarks/decode_cpu.py`, {date}, {processor}, {options.threads} threads: "
         f"{options.prompt} tokens of prompt, {options.new} greedy tokens, batch 1, medians of "
         f"{options.rounds} interleaved rounds. Float32 unless named otherwise; ratios are to "
-        "PyTorch eager, above 1 is faster (for memory: larger). *Same tokens*: how many of the "
+        "PyTorch eager, above 1 is faster (for memory: larger). *Files*: what holds graphs and "
+        "weights. *Same tokens*: how many of the "
         f"{options.new} come before the first that is not PyTorch's.",
     ]
     for name, rows in tables.items():

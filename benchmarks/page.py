@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 from pathlib import Path
 
@@ -15,3 +17,11 @@ def replace_section(page: str, title: str, body: str) -> str:
     if not pattern.search(page):
         return f"{page.rstrip()}\n\n{text}"
     return pattern.sub(lambda _: f"{text}\n", page).rstrip() + "\n"
+
+
+def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What a table was measured on: the processor's name, where the system tells it, and cores."""
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
+    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    name = named[1].strip() if named else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"

@@ -15,7 +15,6 @@ import dataclasses
 import fnmatch
 import hashlib
 import json
-import platform
 import re
 import shutil
 import subprocess
@@ -26,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import quant_texts
-from page import PAGE, replace_section
+from page import PAGE, machine, replace_section
 from peer_environments import ROOT, run
 from quant_contenders import CONTENDERS, Contender
 from quant_metrics import engine_bytes, opened
@@ -216,7 +215,7 @@ def main() -> None:
         and any(fnmatch.fnmatch(contender.name, pattern) for pattern in patterns)
     ]
     rows = [row_of(contender, options.folder) for contender in found]
-    text = section(rows, platform.processor() or platform.machine())
+    text = section(rows, machine())
     print(text)
     if options.write:
         PAGE.write_text(replace_section(PAGE.read_text(encoding="utf-8"), TITLE, text), "utf-8")

@@ -16,14 +16,13 @@ import fnmatch
 import hashlib
 import json
 import os
-import platform
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import quant_metrics
-from page import PAGE, replace_section
+from page import PAGE, machine, replace_section
 from peer_environments import ROOT, run
 from quant_contenders import CONTENDERS, PEERS, Contender
 from quant_metrics import FOLDER, TEXTS, Score
@@ -149,7 +148,7 @@ def chosen(patterns: str) -> list[Contender]:
 
 def write(rows: Sequence[Row]) -> None:
     """Put the tables into the documentation."""
-    text = section(rows, platform.processor() or platform.machine())
+    text = section(rows, machine())
     PAGE.write_text(replace_section(PAGE.read_text(encoding="utf-8"), TITLE, text), "utf-8")
 
 

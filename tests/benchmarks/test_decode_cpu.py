@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from decode_contenders import CONTENDERS, PEERS
+from decode_contenders import CONTENDERS, PEERS, Contender
 from decode_table import Result, Row, same, table
+from page import machine
 
 WORKER = """
 import time
@@ -57,11 +58,11 @@ def test_tokens_are_the_same_up_to_the_first_that_differs(tokens: list[int], cou
 
 
 def test_ratios_above_one_are_faster_and_larger() -> None:
-    base = Row("PyTorch eager", "torch", True, 1.0, 10.0, 10**9, [1, 2])
-    ours = Row("optc", "optc", True, 0.5, 30.0, 5 * 10**8, [1, 3])
+    base = Row("PyTorch eager", "torch", True, 1.0, 10.0, 6 * 10**8, 10**9, [1, 2])
+    ours = Row("optc", "optc", True, 0.5, 30.0, 10**8, 5 * 10**8, [1, 3])
     *_, first, second = table([base, ours]).splitlines()
-    assert first == "| PyTorch eager | 1000 | 1.00 | 10.0 | 1.00 | 1000 | 1.00 | 2 |"
-    assert second == "| **optc** | 500 | 2.00 | 30.0 | 3.00 | 500 | 0.50 | 1 |"
+    assert first == "| PyTorch eager | 1000 | 1.00 | 10.0 | 1.00 | 600 | 1000 | 1.00 | 2 |"
+    assert second == "| **optc** | 500 | 2.00 | 30.0 | 3.00 | 100 | 500 | 0.50 | 1 |"
 
 
 def test_every_contender_has_its_script_and_its_environment() -> None:
@@ -69,3 +70,18 @@ def test_every_contender_has_its_script_and_its_environment() -> None:
         assert (PEERS / contender.script).is_file()
         if contender.environment != "ours":
             assert (PEERS / f"requirements-{contender.environment}.txt").is_file()
+
+
+def test_only_files_that_hold_the_model_count(tmp_path: Path) -> None:
+    contender = Contender("other", "ours", "run_optc.py", "made")
+    for name, size in (("model.onnx", 5), ("below/model.onnx.data", 70), ("reference.npz", 1000)):
+        (tmp_path / "made" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "made" / name).write_bytes(bytes(size))
+    assert contender.size(tmp_path) == 75
+
+
+def test_a_table_names_the_processor_that_it_was_measured_on(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t: fpu\n" * 2, "utf-8")
+    assert machine(info).startswith("Some CPU @ 2 GHz, ")
+    assert machine(tmp_path / "none").endswith(" cores")
