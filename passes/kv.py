@@ -75,16 +75,18 @@ class KV(Pass):
         "'concat' grows, 'static' writes into buffers of `max` tokens; auto: static if max is set",
         choices=("auto", "concat", "static"),
     )
-    max: int | None = option(None, "tokens that a static cache holds", minimum=1)
+    max: int | None = option(None, "tokens that a static cache holds", minimum=1, shared=True)
     logits: str = option(
         "all",
         "'last': those of each row's last real token only, which the input new_lengths names",
         choices=("all", "last"),
+        shared=True,
     )
     dtype: str = option(
         "float",
         "'int8': caches hold integers, a quarter of the memory; measured, needs calibration data",
         choices=("float", "int8"),
+        shared=True,
     )
 
     def __post_init__(self) -> None:

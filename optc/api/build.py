@@ -68,11 +68,12 @@ def build(
         out: The bundle's folder; see `optc.api.outputs.bundle_path` for the default.
         reference: Inputs and the original's answers; `reference.npz` beside the model by default,
             and the input graph's own answers where there is none.
-        calibration: Reference file whose inputs calibrate; the reference's own by default.
+        calibration: File with inputs to calibrate with: an array for each, whose first axis counts
+            samples, or a reference; the reference's own by default.
         policy: TOML file with limits; limits that follow from the passes by default.
-        evidence: `full`; or `none`, to run no graph: for a model that this machine cannot run.
+        evidence: `full`; or `none`, to compare nothing: for a model that this machine cannot run.
             What the reference says then goes into the bundle and is judged by `verify` elsewhere,
-            and passes calibrate on `calibration` or not at all.
+            and passes calibrate on `calibration`, for which alone a graph is run, or not at all.
         dump_dir: Folder that gets the graph before the first and after every pass.
         draft: Draft model for speculation; not there yet.
         sm: Compute capabilities, for targets that take them.

@@ -43,7 +43,7 @@ class Wanted:
     """What the user wants to know of a build, and gives for it.
 
     Attributes:
-        evidence: `full`, or `none`: no graph is run.
+        evidence: `full`, or `none`: nothing is compared, and no graph is run but to calibrate.
         reference: The file named by the user.
         calibration: The file named by the user.
     """

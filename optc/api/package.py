@@ -15,6 +15,7 @@ from optc.api.outputs import folder_bytes, new_folder
 from optc.api.package_facts import Facts, read_facts
 from optc.api.package_genai import for_genai
 from optc.api.package_optimum import for_optimum
+from optc.api.sessions import target_of
 from optc.bundle.read import read_bundle
 from optc.core.context import Progress, no_progress
 from optc.core.errors import UnsupportedError, UsageError
@@ -108,6 +109,7 @@ def package(
             problem = f"it was built for the target '{read.manifest.target}'"
             remedy = "build it with --target ort"
             raise UnsupportedError(problem, where=str(bundle), remedy=remedy)
+        target_of(read)  # sees that the engine is the file that the manifest says
         model = load_model(read.folder / ENGINE)
         facts = read_facts(read, model, context, where=str(bundle))
         ECOSYSTEMS[ecosystem](model, facts, staging)

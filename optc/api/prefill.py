@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import onnx_ir as ir
@@ -23,6 +24,7 @@ from optc.targets.base import Target
 __all__ = ["Prefill", "calls_of", "check_alike", "read_prefill"]
 
 _FROM = 9
+_MOST = (1 << 31) - 1
 """New tokens from which on the second engine runs a call, unless told otherwise: measured for 4, 9
 and 16 tokens, see docs/decisions/0021-prefill-and-decode-engines.md."""
 
@@ -81,21 +83,44 @@ def read_prefill(
             problem, remedy = "there is no engine for prefill", f"give its passes with {_OPTION}"
             raise UsageError(problem, where=f"{_OPTION}-from", remedy=remedy)
         return None
-    if start is not None and start < 2:
-        problem = f"from {start} new tokens on, nothing is left to the engine that decodes"
-        raise UsageError(problem, where=f"{_OPTION}-from", remedy="the smallest number is 2")
-    others = {p.name: p for p in parse_passes(given, pass_registry())}
+    _check_start(start)
+    others = {p.name: p for p in parse_passes(given, pass_registry(), where=_OPTION)}
     _check_names(others, pipeline)
     if not target.has_prefill:
         problem = f"the target '{target.name}' has one engine for all calls"
         raise UnsupportedError(problem, where=_OPTION, remedy="leave it out")
     passes = tuple(others.get(p.name, p) for p in pipeline.passes)
-    pairs = zip(pipeline.passes, passes, strict=True)
+    pairs = list(zip(pipeline.passes, passes, strict=True))
+    _check_shared(pairs)
     first = next((other.name for one, other in pairs if one != other), None)
     if first is None:
         problem = f"'{given}' is what the pipeline says already"
         raise UsageError(problem, where=_OPTION, remedy="leave it out, or give other options")
     return Prefill(given, Pipeline(passes, pipeline.allow_noop), first, start or _FROM)
+
+
+def _check_start(start: int | None) -> None:
+    if start is None or 2 <= start <= _MOST:
+        return
+    if start < 2:
+        problem = f"from {start} new tokens on, nothing is left to the engine that decodes"
+        remedy = "the smallest number is 2"
+    else:
+        problem = "no call has so many new tokens, so nothing is left to the engine for prefill"
+        remedy = f"the largest number is {_MOST}"
+    raise UsageError(problem, where=f"{_OPTION}-from", remedy=remedy)
+
+
+def _check_shared(pairs: Iterable[tuple[Pass, Pass]]) -> None:
+    """See that options which change what a graph takes and gives are the first engine's."""
+    for one, other in pairs:
+        for field in dataclasses.fields(one):
+            if field.metadata.get("shared") and getattr(one, field.name) != getattr(
+                other, field.name
+            ):
+                option = f"{one.name}:{field.name}"
+                problem = f"'{option}' is another than in --passes, and caches would not be alike"
+                raise UsageError(problem, where=_OPTION, remedy="give both the same")
 
 
 def _check_names(others: dict[str, Pass], pipeline: Pipeline) -> None:

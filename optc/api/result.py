@@ -24,7 +24,7 @@ _LEVELS = {
 
 def evidence_text(level: str, source: str) -> str:
     """The level of evidence in words: `against PyTorch, engine run`."""
-    return f"{_ORACLES.get(source, 'against nothing (no graph was run)')}, {_LEVELS[level]}"
+    return f"{_ORACLES.get(source, 'against nothing (no answers were compared)')}, {_LEVELS[level]}"
 
 
 @dataclasses.dataclass(frozen=True)

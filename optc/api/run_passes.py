@@ -13,6 +13,7 @@ from optc.api.log import LogHook
 from optc.api.prefill import Prefill
 from optc.core.base import Pass
 from optc.core.context import Context, Log
+from optc.core.errors import OptcError
 from optc.core.hooks import Hook, TimeHook
 from optc.core.pipeline import Pipeline
 from optc.ir.dump import DumpHook
@@ -54,7 +55,7 @@ def run_passes(
     """
     log(f"passes, in the order they run: {pipeline}")
     dump = [] if dump_dir is None else [DumpHook(dump_dir)]
-    fork = None if prefill is None else _Fork(prefill.first, measure)
+    fork = None if prefill is None else _Fork(prefill, context, measure)
     hooks = [*([fork] if fork else []), TimeHook(), *dump, VerifyHook(), LogHook(log), measure]
     pipeline.run(graph, context, hooks)
     if prefill is None or fork is None or fork.found is None:
@@ -73,12 +74,25 @@ def run_passes(
 class _Fork(Hook):
     """Keeps the graph as it is before a pass, and what measures other passes over it."""
 
-    def __init__(self, name: str, measure: _Measure):
-        self._name = name
+    def __init__(self, prefill: Prefill, context: Context, measure: _Measure):
+        self._pass = next(p for p in prefill.pipeline.passes if p.name == prefill.first)
+        self._context = context
         self._measure = measure
         self.found: tuple[ir.Model, _Measure] | None = None
 
     def before(self, p: Pass, model: ir.Model) -> None:
-        """Keep it: a copy of the nodes, with the same weights."""
-        if p.name == self._name:
-            self.found = model.clone(), self._measure.fork(LABEL)
+        """Keep it: a copy of the nodes, with the same weights.
+
+        Whether the other pass can start on it is found out now, and not after this one's work.
+
+        Raises:
+            OptcError: It cannot.
+        """
+        if p.name != self._pass.name:
+            return
+        try:
+            self._pass.requires(model, self._context)
+        except OptcError as error:
+            error.where = f"--prefill: {error.where}" if error.where else "--prefill"
+            raise
+        self.found = model.clone(), self._measure.fork(LABEL)

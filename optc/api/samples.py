@@ -109,11 +109,11 @@ def _check_ids(samples: Sequence[Feeds], graph: ir.Model, where: str) -> None:
     for value in graph.graph.inputs:
         rows, name = table_rows(value), str(value.name)
         for index, feeds in enumerate(samples if rows is not None else ()):
-            largest = max(int(feeds[name].max()), -int(feeds[name].min()) - 1)
-            if rows is not None and largest >= rows:
-                problem = f"'{name}' goes up to {int(feeds[name].max())}, the table has {rows} rows"
+            low, high = int(feeds[name].min()), int(feeds[name].max())
+            if rows is not None and not -rows <= low <= high < rows:
+                far = f"up to {high}" if high >= rows else f"down to {low}"
                 raise SampleError(
-                    problem,
+                    f"'{name}' goes {far}, the table has {rows} rows",
                     where=f"{where}: calibration {index}",
                     remedy="make the ids with the model's own tokenizer",
                 )

@@ -11,7 +11,7 @@ from optc.api.registries import targets
 from optc.bundle.manifest import Engine
 from optc.bundle.read import Bundle, read_bundle
 from optc.core.context import Progress, no_progress
-from optc.core.errors import UnsupportedError
+from optc.core.errors import BundleError, UnsupportedError
 from optc.core.session import Session
 from optc.runtime.limits import Limit, configured_limit
 from optc.runtime.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
@@ -78,9 +78,17 @@ def target_of(bundle: Bundle) -> Target:
     """The target that a bundle was built for.
 
     Raises:
+        BundleError: The manifest gives a role to another file than the target opens for it.
         UnsupportedError: This machine has not what it needs.
     """
-    target = targets().load(bundle.manifest.target)()
+    target, engine = targets().load(bundle.manifest.target)(), bundle.manifest.engine
+    wanted = target.roles(engine.prefill_from is not None)
+    if wanted is not None and engine.roles != wanted:
+        said, opens = (
+            ", ".join(f"{k} {v}" for k, v in sorted(r.items())) for r in (engine.roles, wanted)
+        )
+        problem = f"its engines are {said}; the target '{target.name}' opens {opens}"
+        raise BundleError(problem, where=f"{bundle.given}: engine.roles")
     reason = target.unavailable()
     if reason is not None:
         raise UnsupportedError(reason, where=bundle.given)

@@ -42,7 +42,7 @@ from optc.cli.console import print_json, print_rich, reporting, size, terminal_w
     default="full",
     show_default=True,
     metavar="full|none",
-    help="none: run no graph, for a model that this machine cannot run.",
+    help="none: compare nothing, for a model that this machine cannot run.",
 )
 @click.option("--dump-dir", metavar="DIR", help="Keep the graph after every pass here.")
 @click.option(

@@ -123,7 +123,7 @@ def _print_bundle(report: BundleReport) -> None:
         ("inputs", _ports(engine.inputs)),
         ("outputs", _ports(engine.outputs)),
         ("evidence", f"{report.evidence}; {verdict}"),
-        ("measured", ", ".join(f"{key} {value:.4g}" for key, value in measured.items())),
+        ("measured", ", ".join(f"{k} {v:.4g}" for k, v in measured.items()) or "nothing"),
         ("made with", ", ".join(f"{k} {v}" for k, v in manifest.versions.items())),
         ("signature", "there, not checked" if report.signed else "none"),
     ]

@@ -37,7 +37,9 @@ reference: Decorator = click.option(
     help="Inputs and PyTorch's answers.  [default: reference.npz beside the model]",
 )
 calibration: Decorator = click.option(
-    "--calibration", metavar="FILE", help="Inputs to calibrate with, in the form of a reference."
+    "--calibration",
+    metavar="FILE",
+    help="Inputs to calibrate with (.npz): one array per input, samples first, or a reference.",
 )
 seed: Decorator = click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of everything random."

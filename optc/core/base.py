@@ -138,6 +138,7 @@ def option(
     choices: tuple[Any, ...] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    shared: bool = False,
 ) -> Any:
     """A documented, validated option of a pass.
 
@@ -147,6 +148,8 @@ def option(
         choices: The allowed values, if they are few.
         minimum: Smallest allowed value, inclusive.
         maximum: Largest allowed value, inclusive.
+        shared: Whether it changes what a graph takes and gives, so that engines which share caches
+            must have the same value.
     """
     metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata={**metadata, "shared": shared})

@@ -13,6 +13,7 @@ options in field order, defaults left out; parsing it gives the same passes.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -27,34 +28,39 @@ _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
 
-def parse_passes(text: str, registry: Registry[Pass]) -> list[Pass]:
+def parse_passes(text: str, registry: Registry[Pass], *, where: str = "--passes") -> list[Pass]:
     """Turn pipeline text into passes, in the order written.
+
+    Args:
+        text: Pipeline text.
+        registry: The passes that there are.
+        where: The option that the text was given with, for messages.
 
     Raises:
         UsageError: Empty text, an unknown pass or option, a bad value, a pass named twice.
     """
     parts = [part.strip() for part in text.split(",")]
     if not any(parts):
-        raise UsageError("no pass is named", where="--passes", remedy="for example 'flash,kv'")
+        raise UsageError("no pass is named", where=where, remedy="for example 'flash,kv'")
     if not all(parts):
-        raise UsageError(f"'{text}' has an empty entry between commas", where="--passes")
-    passes = [parse_pass(part, registry) for part in parts]
+        raise UsageError(f"'{text}' has an empty entry between commas", where=where)
+    passes = [parse_pass(part, registry, where=where) for part in parts]
     names = [p.name for p in passes]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"the pass '{name}' is named twice", where="--passes")
+            raise UsageError(f"the pass '{name}' is named twice", where=where)
     return passes
 
 
-def parse_pass(text: str, registry: Registry[Pass]) -> Pass:
-    """Turn `name:key=value:...` into one pass."""
+def parse_pass(text: str, registry: Registry[Pass], *, where: str = "--passes") -> Pass:
+    """Turn `name:key=value:...` into one pass; see `parse_passes`."""
     name, *options = text.split(":")
-    cls = registry.load(name.strip())
+    cls = registry.load(name.strip(), where=where)
     fields = {f.name.replace("_", "-"): f for f in dataclasses.fields(cls)}
     types = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for position, item in enumerate(options):
-        key, value = _split(name, item, position, list(fields))
+        key, value = _split(name, item, position, list(fields), where)
         if key not in fields:
             remedy = suggestion(key, list(fields)) if fields else "it takes no options"
             raise UsageError(f"the pass '{name}' has no option '{key}'", remedy=remedy)
@@ -79,13 +85,13 @@ def _hint(
     return None
 
 
-def _split(name: str, item: str, position: int, keys: list[str]) -> tuple[str, str]:
+def _split(name: str, item: str, position: int, keys: list[str], where: str) -> tuple[str, str]:
     key, equals, value = item.partition("=")
     if equals:
         return key.strip().replace("_", "-"), value.strip()
     if position == 0 and keys and item.strip() and item.strip() not in keys:
         return keys[0], item.strip()
-    raise UsageError(f"'{item}' is not of the form option=value", where=f"--passes {name}")
+    raise UsageError(f"'{item}' is not of the form option=value", where=f"{where} {name}")
 
 
 def _convert(
@@ -116,10 +122,13 @@ def _typed(text: str, kind: Any, where: str) -> Any:
             return text.lower() in _TRUE
         raise UsageError(f"'{text}' is not true or false", where=where)
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError as error:
         word = {int: "a whole number", float: "a number"}.get(kind, f"a {kind.__name__}")
         raise UsageError(f"'{text}' is not {word}", where=where) from error
+    if kind is float and not math.isfinite(value):
+        raise UsageError(f"'{text}' is not a finite number", where=where)
+    return value
 
 
 def print_pass(p: Pass) -> str:

@@ -86,8 +86,12 @@ class Registry(Generic[T]):
         """Distribution that defines `name`."""
         return self._entries[name].owner
 
-    def load(self, name: str) -> type[T]:
+    def load(self, name: str, *, where: str | None = None) -> type[T]:
         """Import and return the class of `name`.
+
+        Args:
+            name: What the user typed.
+            where: The option that it was given with, for messages.
 
         Raises:
             UsageError: No such name; the message suggests the nearest.
@@ -95,11 +99,11 @@ class Registry(Generic[T]):
             OptcError: The table points at something that is not such a class.
         """
         if name in self.planned and name not in self._entries:
-            raise NotYetError(f"the {self.kind} '{name}' ({self.planned[name]}) is not there yet")
+            problem = f"the {self.kind} '{name}' ({self.planned[name]}) is not there yet"
+            raise NotYetError(problem, where=where)
         if name not in self._entries:
-            raise UsageError(
-                f"there is no {self.kind} '{name}'", remedy=suggestion(name, self.names())
-            )
+            problem, remedy = f"there is no {self.kind} '{name}'", suggestion(name, self.names())
+            raise UsageError(problem, where=where, remedy=remedy)
         entry = self._entries[name]
         module, _, attribute = entry.path.partition(":")
         try:

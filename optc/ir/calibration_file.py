@@ -16,7 +16,7 @@ from optc.core.context import Array, Feeds
 from optc.core.errors import SampleError
 from optc.core.npz import DAMAGED
 from optc.core.session import Port
-from optc.ir.reference import check_inputs, load_reference
+from optc.ir.reference import check_inputs, is_reference, load_reference
 
 __all__ = ["load_calibration"]
 
@@ -53,8 +53,12 @@ def _plain(path: Path) -> dict[str, Array] | None:
     if not path.is_file():
         return None
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            if "meta" in archive.files:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                problem, remedy = "it holds one array without a name", "write it with numpy.savez"
+                raise SampleError(problem, where=str(path), remedy=f"{remedy}(file, input=array)")
+            if "meta" in archive.files and is_reference(archive["meta"]):
                 return None
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, AttributeError, *DAMAGED):

@@ -1,6 +1,7 @@
 """Bring a model from any exporter to the form that passes expect.
 
-1. Model-local functions are inlined.
+1. Constants are no inputs: files of IR version 3 list every one, and to a caller they are none.
+   Model-local functions are inlined.
 2. Axes get names that expressions can be written with; the default opset becomes 24.
 3. Transposed weights become weights, in blocks and when they are written.
 4. `RotaryEmbedding` tables get the batch of what they rotate: the opset-23 exporter gives them
@@ -36,14 +37,15 @@ def canonicalize(model: ir.Model) -> None:
         ModelFileError: Functions call each other in a circle.
         UnsupportedError: The model's opset cannot be converted.
     """
+    common.RemoveInitializersFromInputsPass()(model)
     if not any(domain == DOMAIN for domain, _, _ in model.functions):
         try:
             common.InlinePass()(model)
         except PreconditionError as error:
             raise ModelFileError("functions of the model call each other in a circle") from error
     name_axes(model)
-    convert_opset(model, OPSET)
     model.ir_version = max(model.ir_version or 0, 11)
+    convert_opset(model, OPSET)
     common.ClearMetadataAndDocStringPass()(model)
     fold_transposed_weights(model, SMALL)
     if has_subgraphs(model):

@@ -23,7 +23,15 @@ from optc.core.errors import OutputError, SampleError
 from optc.core.npz import DAMAGED
 from optc.core.session import Port
 
-__all__ = ["NOTHING", "Reference", "Sample", "check_inputs", "load_reference", "save_reference"]
+__all__ = [
+    "NOTHING",
+    "Reference",
+    "Sample",
+    "check_inputs",
+    "is_reference",
+    "load_reference",
+    "save_reference",
+]
 
 VERSION = 1
 _REMEDY = "make it with 'optc reference'"
@@ -73,7 +81,7 @@ class Reference:
             check_inputs(feeds, wanted.values(), f"{where}: calibration {index}")
 
 
-NOTHING = Reference("none", (), note="No graph was run.")
+NOTHING = Reference("none", (), note="Nothing was compared.")
 """Where there are no samples, and none were made."""
 
 
@@ -130,6 +138,11 @@ def save_reference(reference: Reference, path: str | Path) -> Path:
     return path
 
 
+def is_reference(meta: Array) -> bool:
+    """Whether an archive's `meta` is a reference's, and not samples of an input of that name."""
+    return meta.ndim == 0 and meta.dtype.kind == "U"
+
+
 def load_reference(path: str | Path) -> Reference:
     """Read `reference.npz`.
 
@@ -138,7 +151,8 @@ def load_reference(path: str | Path) -> Reference:
     """
     path = Path(path)
     if not path.is_file():
-        raise SampleError("no such file", where=str(path))
+        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        raise SampleError(what, where=str(path))
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}

@@ -151,8 +151,8 @@ def evidence(source: str) -> str:
         return "Compared against PyTorch: the original model's own answers on real inputs."
     if source == "none":
         return (
-            "Nothing was compared: the build was asked to run no graph, so what the passes did to "
-            "the numbers is not known."
+            "Nothing was compared, as the build was asked: what the passes did to the numbers is "
+            "not known."
         )
     return (
         "Compared against the input graph, on inputs made up for it: there was no "

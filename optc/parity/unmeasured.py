@@ -1,4 +1,4 @@
-"""What a build reports that was asked to run no graph: all but how far the numbers moved."""
+"""What a build reports that was asked to compare nothing: all but how far the numbers moved."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNMEASURED = Metrics(
     math.nan,
     math.nan,
     math.nan,
-    notes=("no graph was run: what the passes did to the numbers is not known",),
+    notes=("nothing was compared: what the passes did to the numbers is not known",),
 )
 """Metrics where nothing was compared."""
 

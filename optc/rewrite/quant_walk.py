@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optc.core.context import Array, Evaluator, Feeds
+from optc.ir.interface import cache_ports, complete_feeds, ports
 
 __all__ = ["Walk"]
 
@@ -30,7 +31,7 @@ class Walk:
 
     def __init__(self, model: ir.Model, evaluate: Evaluator, samples: Sequence[Feeds]):
         self._model, self._evaluate = model, evaluate
-        self._known: list[dict[str, Array]] = [dict(feeds) for feeds in samples]
+        self._known: list[dict[str, Array]] = _with_caches(model, samples)
         self._nodes = list(model.graph)
         self._places = {node: place for place, node in enumerate(self._nodes)}
         self._owners: dict[object, ir.Node] = {
@@ -112,6 +113,22 @@ class Walk:
             for known in self._known
         )
         return self._evaluate(stage, feeds, fetch=[str(value.name) for value in outputs])
+
+
+def _with_caches(model: ir.Model, samples: Sequence[Feeds]) -> list[dict[str, Array]]:
+    """What the graph takes, of each sample; empty caches are there once for each batch.
+
+    They are made here because a stage that does not take the tokens says nothing of the batch.
+    """
+    inputs, empty = ports(model.graph.inputs), dict[tuple[str, int], Array]()
+    pasts, whole = [cache.past for cache in cache_ports(inputs)], []
+    for feeds in samples:
+        known = complete_feeds(inputs, feeds)
+        for past in pasts:
+            if past not in feeds:
+                known[past] = empty.setdefault((past, len(known[past])), known[past])
+        whole.append(known)
+    return whole
 
 
 def _inner(node: ir.Node) -> Iterator[ir.Graph]:

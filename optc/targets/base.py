@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,6 +33,14 @@ class Target(abc.ABC):
 
     name: ClassVar[str]
     has_prefill: ClassVar[bool] = False
+
+    def roles(self, has_prefill: bool) -> Mapping[str, str] | None:
+        """File that plays each role, as `open` and its like take them; None if that varies.
+
+        Args:
+            has_prefill: Whether there is an engine for prefill.
+        """
+        return None
 
     def unavailable(self) -> str | None:
         """Why this machine cannot run what `build` makes, as one sentence; None if it can."""

@@ -16,6 +16,7 @@ from optc.core.errors import PassContractError
 from optc.core.registry import suggestion
 from optc.ir.interface import complete_feeds
 from optc.ir.save import save_model
+from optc.targets.ort_faults import optimised
 from optc.targets.ort_session import OrtSession
 
 __all__ = ["OrtEvaluator", "check_file", "open_model"]
@@ -56,7 +57,7 @@ def open_model(
         path = save_model(model, Path(folder) / "model.onnx")
         if check:
             check_file(path)
-        with OrtSession(path, threads=threads) as session:
+        with OrtSession(path, threads=threads, optimised=optimised(model)) as session:
             yield session
 
 

@@ -42,6 +42,10 @@ class Ort(Target):
     has_prefill: ClassVar[bool] = True
     threads: int | None = None
 
+    def roles(self, has_prefill: bool) -> dict[str, str]:
+        """One file for both roles, or one for each."""
+        return {"prefill": PREFILL if has_prefill else ENGINE, "decode": ENGINE}
+
     def refuses(self, model: ir.Model) -> list[str]:
         """Operators of domains that ONNX Runtime does not know and no function defines."""
         strange: dict[tuple[str, str], list[str]] = {}
@@ -78,7 +82,7 @@ class Ort(Target):
         inputs, outputs = self._write(model, folder, ENGINE)
         return {
             "files": sorted(file.name for file in folder.glob(f"{ENGINE}*")),
-            "roles": {"prefill": ENGINE, "decode": ENGINE},
+            "roles": self.roles(False),
             "runtime": "onnxruntime",
             "runtime_version": onnxruntime.__version__,
             "hardware": "any CPU",

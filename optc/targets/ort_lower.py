@@ -8,6 +8,7 @@ import onnx_ir.passes.common as common
 from optc.rewrite.encode_once import encoder_in_line
 from optc.targets.ort_attention import lower_attention
 from optc.targets.ort_encoder import note_encoder
+from optc.targets.ort_float8 import keep_bounds
 from optc.targets.ort_in_place import note_in_place
 from optc.targets.ort_join import join_products
 from optc.targets.ort_limit import note_most_tokens
@@ -24,6 +25,7 @@ def lowered(model: ir.Model) -> ir.Model:
         lower_attention(copy)
         lower_norms(copy)
         lower_quant(copy)
+        keep_bounds(copy)
         join_products(copy)
         note_encoder(copy)
     common.RemoveUnusedNodesPass()(copy)

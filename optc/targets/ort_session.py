@@ -24,6 +24,7 @@ from optc.core.session import EncoderLimits, Port
 from optc.ir.interface import LENGTHS, cache_ports, padding_ids_in
 from optc.targets.feeds import check_feeds
 from optc.targets.ort_cache import IN_PLACE, MOST_TOKENS, OrtCache
+from optc.targets.ort_faults import EVERYTHING, Optimised
 from optc.targets.room import check_room
 
 __all__ = ["ENCODER_IDS", "ENCODER_TOKENS", "OrtSession"]
@@ -86,17 +87,24 @@ class OrtSession:
         threads: Threads of one operator; the runtime's own choice when None.
         light: Open to see that it opens, and what it takes and gives: weights stay in their file,
             nothing is folded or packed for speed.
+        optimised: What the runtime's optimiser may do with it.
 
     Raises:
         ModelFileError: No such file, or not ONNX.
         UnsupportedError: The runtime refuses the graph.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None, light: bool = False):
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        light: bool = False,
+        optimised: Optimised = EVERYTHING,
+    ):
         self._path = Path(path)
-        self._session: Any = _open(
-            self._path, _light_options() if light else _options_to_run(threads)
-        )
+        options = _light_options() if light else _options_to_run(threads)
+        self._session: Any = _open(self._path, options, optimised)
         notes = self._session.get_modelmeta().custom_metadata_map
         self._in_place = frozenset(notes.get(IN_PLACE, "").split())
         self._most_tokens = int(notes[MOST_TOKENS]) if MOST_TOKENS in notes else None
@@ -254,11 +262,14 @@ def _light_options() -> Any:
     return options
 
 
-def _open(path: Path, options: Any) -> Any:
+def _open(path: Path, options: Any, optimised: Optimised) -> Any:
     if not path.is_file():
         raise ModelFileError("no such file", where=str(path))
+    for key, entry in optimised.settings.items():
+        options.add_session_config_entry(key, entry)
+    how = {"disabled_optimizers": list(optimised.without)} if optimised.without else {}
     try:
-        return _ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return _ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], **how)
     except _DAMAGED as error:
         raise ModelFileError("not an ONNX model", where=str(path)) from error
     except _FAILURES as error:

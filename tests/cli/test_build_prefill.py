@@ -13,13 +13,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from optc.api.prefill import calls_of, read_prefill
+from optc.api.prefill import calls_of, check_alike, read_prefill
 from optc.api.registries import passes
 from optc.api.sessions import open_bundle, opened, target_of
 from optc.bundle.manifest import Manifest
 from optc.bundle.read import read_bundle
 from optc.bundle.write import hash_file
-from optc.core.errors import BundleError
+from optc.core.errors import BundleError, UsageError
 from optc.core.pipeline import Pipeline
 from optc.rewrite.quant_grid import Grid
 from optc.targets.ort import Ort
@@ -252,7 +252,18 @@ def test_neither_engine_can_be_built_from(bundle: Path, optc: Optc) -> None:
             2,
             "--prefill: 'quant:scheme=w8' is what the pipeline says already",
         ),
-        (["--passes", PASSES, "--prefill", ""], 2, "no pass is named"),
+        (["--passes", PASSES, "--prefill", ""], 2, "--prefill: no pass is named"),
+        (
+            ["--passes", PASSES, "--prefill", "quant,quant"],
+            2,
+            "--prefill: the pass 'quant' is named",
+        ),
+        (["--passes", PASSES, "--prefill", "qant"], 2, "--prefill: there is no pass 'qant'; did"),
+        (
+            ["--passes", PASSES, "--prefill", "quant:scheme=w8:4"],
+            2,
+            "--prefill quant: '4' is not of",
+        ),
         (["--passes", PASSES, "--prefill", "quant:scheme=w9"], 2, "'w9' is not allowed"),
         (
             ["--passes", PASSES, "--prefill-from", "4"],
@@ -266,15 +277,21 @@ def test_neither_engine_can_be_built_from(bundle: Path, optc: Optc) -> None:
             "the smallest number is 2",
         ),
         (
+            ["--passes", PASSES, "--prefill", PREFILL, "--prefill-from", "2147483648"],
+            2,
+            "--prefill-from: no call has so many new tokens, so nothing is left to the engine for "
+            "prefill; the largest number is 2147483647",
+        ),
+        (
             ["--passes", "flash,kv", "--prefill", "kv:max=32", "--evidence", "none"],
             2,
-            "--prefill: with these passes the engine takes other arrays, first "
-            "'past_key_values.0.key'; replace passes that leave inputs, outputs and caches as",
+            "--prefill: 'kv:max' is another than in --passes, and caches would not be alike; "
+            "give both the same",
         ),
         (
             ["--passes", "flash,kv", "--prefill", "kv:logits=last", "--evidence", "none"],
             2,
-            "--prefill: with these passes the engine takes other arrays, first 'new_lengths'",
+            "--prefill: 'kv:logits' is another than in --passes",
         ),
     ],
 )
@@ -286,6 +303,55 @@ def test_what_makes_no_second_engine_is_refused_with_a_sentence(
     assert sentence in outcome.err
     assert outcome.err.count("error:") == 1
     assert not (here / "tiny.optc").exists()
+
+
+def test_what_cannot_start_is_refused_before_the_first_engine_is_quantised(
+    here: Path, optc: Optc
+) -> None:
+    words = ("--prefill", "quant:scheme=int8", "--evidence", "none", "--dump-dir", "dumps")
+    outcome = optc("build", MODEL, "--passes", PASSES, *words)
+    assert outcome.code == 2
+    assert "--prefill: pass 'quant': int8 activations need calibration data" in outcome.err
+    assert not list((here / "dumps").glob("*quant"))
+
+
+@pytest.mark.parametrize("other", ["float[N] y, float[N] z", "float[N] z"])
+def test_engines_that_take_or_give_other_arrays_share_no_caches(other: str) -> None:
+    one, two = (
+        ir.from_onnx_text(
+            f'<ir_version: 11, opset_import: ["": 24]> m (float[N] x) => ({outputs}) '
+            "{ y = Neg(x) z = Abs(x) }"
+        )
+        for outputs in ("float[N] y", other)
+    )
+    with pytest.raises(UsageError, match="the engine gives other arrays"):
+        check_alike(one, two)
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        {"prefill": "parity.json", "decode": "engine.onnx"},
+        {"prefill": "engine.onnx", "decode": "prefill.onnx"},
+        {"prefill": "prefill.onnx", "decode": "engine.onnx", "draft": "engine.onnx"},
+    ],
+    ids=["another file", "swapped", "one more"],
+)
+def test_roles_of_files_that_are_not_opened_for_them_are_refused(
+    roles: dict[str, str], bundle: Path, optc: Optc
+) -> None:
+    document = json.loads((bundle / "manifest.json").read_text())
+    document["engine"]["roles"] = roles
+    (bundle / "manifest.json").write_text(json.dumps(document))
+    for command in (
+        ("verify", "tiny.optc"),
+        ("run", "tiny.optc", "--prompt", "a"),
+        ("bench", "tiny.optc", "--repeats", 1),
+        ("package", "tiny.optc", "--for", "genai", "--context", 32, "-o", "one"),
+    ):
+        outcome = optc(*command)
+        assert outcome.code == 2, command
+        assert "the target 'ort' opens decode engine.onnx, prefill prefill.onnx" in outcome.err
 
 
 def test_each_engine_is_timed_for_the_calls_that_it_runs() -> None:

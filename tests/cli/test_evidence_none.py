@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -54,15 +56,17 @@ def pytorch(here: Path) -> Path:
 def test_no_graph_is_run_and_the_bundle_says_so(here: Path, optc: Optc) -> None:
     outcome = optc(*BUILD)
     assert outcome.code == 0, outcome.err
-    assert "evidence: against nothing (no graph was run), engine built" in outcome.out
-    assert "note: no graph was run: what the passes did to the numbers is not known" in outcome.out
+    assert "evidence: against nothing (no answers were compared), engine built" in outcome.out
+    assert (
+        "note: nothing was compared: what the passes did to the numbers is not known" in outcome.out
+    )
     assert "nan" not in outcome.out
     manifest = json.loads((here / "out.optc" / "manifest.json").read_text())
     evidence = manifest["evidence"]
     assert (evidence["source"], evidence["level"], evidence["passed"]) == ("none", "built", False)
     assert "reference.npz" not in manifest["files"]
     report = (here / "out.optc" / "report.html").read_text(encoding="utf-8")
-    assert "Nothing was compared: the build was asked to run no graph" in report
+    assert "Nothing was compared, as the build was asked" in report
     assert "not measured" in report
     assert "within its policy" not in report
 
@@ -115,7 +119,22 @@ def test_samples_beside_the_model_travel_and_are_judged_elsewhere(
 def test_inspect_does_not_call_it_forced(here: Path, optc: Optc) -> None:
     optc(*BUILD)
     outcome = optc("inspect", "out.optc")
-    assert "against nothing (no graph was run), engine built; not measured" in outcome.out
+    assert "against nothing (no answers were compared), engine built; not measured" in outcome.out
+    assert re.search(r"^measured +nothing$", outcome.out, re.MULTILINE)
+
+
+def test_where_a_graph_was_run_to_calibrate_nobody_says_that_none_was(
+    here: Path, optc: Optc
+) -> None:
+    np.savez(here / "mine.npz", input_ids=np.arange(48).reshape(4, 12) % 7)
+    quant = ("--passes", "quant:method=gptq:scheme=int4:max-drift=10", "--calibration", "mine.npz")
+    outcome = optc("build", MODEL, *quant, "-o", "q.optc", "--evidence", "none")
+    assert outcome.code == 0, outcome.err
+    said = outcome.out + outcome.err + optc("inspect", "q.optc").out
+    said += (here / "q.optc" / "report.html").read_text(encoding="utf-8")
+    assert "against nothing" in said
+    assert "no graph was run" not in said.lower()
+    assert "run no graph" not in said.lower()
 
 
 def test_what_calibrates_asks_for_data(here: Path, pytorch: Path, optc: Optc) -> None:

@@ -116,6 +116,9 @@ def test_any_text_gives_passes_or_one_sentence(text: str) -> None:
         ("tune:level=1:7", "--passes tune: '7' is not of the form option=value"),
         ("tune:", "--passes tune: '' is not of the form option=value"),
         ("tune:scheme", "--passes tune: 'scheme' is not of the form option=value"),
+        ("tune:ratio=inf", "tune:ratio: 'inf' is not a finite number"),
+        ("tune:ratio=-1e999", "tune:ratio: '-1e999' is not a finite number"),
+        ("tune:ratio=nan", "tune:ratio: 'nan' is not a finite number"),
     ],
 )
 def test_malformed_text_is_one_sentence_that_names_the_place(text: str, message: str) -> None:

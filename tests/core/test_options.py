@@ -23,7 +23,7 @@ from optc.core.registry import Registry
         ("tune:limit=all", "tune:limit: 'all' is not a whole number"),
         ("tune:level=0", "tune:level: 0 is too small, the smallest is 1"),
         ("tune:level=10", "tune:level: 10 is too large, the largest is 9"),
-        ("tune:ratio=nan", "tune:ratio: nan is too small, the smallest is 0.0"),
+        ("tune:ratio=nan", "tune:ratio: 'nan' is not a finite number"),
         ("tune:limit=-1", "tune:limit: -1 is too small, the smallest is 0"),
         ("tune:scheme=in4", "tune:scheme: 'in4' is not allowed; did you mean 'int4'?"),
         ("tune:group=7", "tune:group: '7' is not allowed; known: 128, 32, 64"),

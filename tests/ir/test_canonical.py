@@ -157,3 +157,21 @@ def test_the_canonical_form_is_stable() -> None:
     once = ir.to_proto(model).SerializeToString(deterministic=True)
     canonicalize(model)
     assert ir.to_proto(model).SerializeToString(deterministic=True) == once
+
+
+@pytest.mark.parametrize("version", [3, 8])
+def test_constants_that_are_listed_as_inputs_are_none_any_more(version: int) -> None:
+    """Up to IR version 3 a file had to list them."""
+    model = ir.from_onnx_text(
+        f"""<ir_version: {version}, opset_import: ["": 13]>
+        main (float[n, 2] x, float[2, 2] w = {{1, 2, 3, 4}}) => (float[n, 2] y) {{
+            y = MatMul(x, w)
+        }}"""
+    )
+    if "w" not in {value.name for value in model.graph.inputs}:
+        model.graph.inputs.append(model.graph.initializers["w"])
+    canonicalize(model)
+    assert [value.name for value in model.graph.inputs] == ["x"]
+    x = np.array([[1, 1]], np.float32)
+    (y,) = session(model).run(None, {"x": x})
+    np.testing.assert_allclose(y, [[4, 6]])

@@ -12,6 +12,7 @@ from optc.ir.verify import verify_model
 from optc.passes.kv import KV
 from optc.rewrite.calibration import cut_to_cache
 from optc.rewrite.quant_sites import is_quantised
+from optc.targets.evaluate import OrtEvaluator
 
 
 @pytest.fixture
@@ -47,6 +48,16 @@ def test_what_comes_out_is_close_and_the_encoder_is_still_skipped(graph, run, ca
     crossing = {c.past: out[c.present] for c in cache_ports(inputs) if c.is_cross}
     again = run(model, first | crossing | {"input_ids": np.zeros((2, 9), np.int64)})
     np.testing.assert_array_equal(again["logits"], out["logits"])
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "w8", "int4", "fp8"])
+def test_the_graph_is_evaluated_whatever_the_scheme(scheme, graph, calibration):
+    exact, model = (with_cache(graph, encoder_decoder()) for _ in range(2))
+    assert quantise(model, calibration, scheme=scheme, max_wide=0).rewrites
+    wanted, found = (
+        next(OrtEvaluator()(m, calibration, fetch=["logits"]))["logits"] for m in (exact, model)
+    )
+    assert np.abs(found - wanted).max() < 0.5 * np.abs(wanted).max()
 
 
 def test_samples_longer_than_a_fixed_cache_are_cut_and_the_report_says_so(graph, calibration):

@@ -203,3 +203,70 @@ def test_a_number_without_axes_goes_from_stage_to_stage():
     list(walk.advance(_node(model, "b"), "a"))
     (found, _) = walk.advance(_node(model, "y"), "c")
     np.testing.assert_allclose(found, _whole(model, "c")[0], rtol=1e-6)
+
+
+LOOP = """<ir_version: 11, opset_import: ["": 24]>
+main (float[n, 4] x, int64 times, bool on) => (float[n, 4] y) {
+    a = Relu(x)
+    b = Neg(a)
+    c = Loop(times, on, b) <body = body (int64 i, bool go, float[n, 4] before)
+        => (bool again, float[n, 4] after) {
+            again = Identity(go)
+            more = Add(before, a)
+            after = Tanh(more) }>
+    d = Mul(c, a)
+    y = Tanh(d)
+}"""
+
+
+def test_what_a_loop_makes_and_takes_is_its_own():
+    model = ir.from_onnx_text(LOOP)
+    samples = [{"x": SAMPLES[0]["x"], "times": np.array(3), "on": np.array(True)}]
+    walk = Walk(model, OrtEvaluator(), samples)
+    for before, name in (("b", "a"), ("c", "b"), ("d", "c"), ("y", "d")):
+        (found,) = walk.advance(_node(model, before), name)
+        (want,) = OrtEvaluator()(model, samples, fetch=[name])
+        np.testing.assert_allclose(found, want[name], rtol=1e-6)
+
+
+CACHE = """<ir_version: 11, opset_import: ["": 24]>
+main (int64[B, S] input_ids, int64[B] cache_lengths, int64[B] new_lengths,
+      float[B, 2, 6, 4] past, int64[1] one)
+    => (float[B, S] logits, float[B, 2, 6, 4] present) {
+    ids = Cast<to = 1>(input_ids)
+    a = Relu(ids)
+    axes = Mul(one, one)
+    wide = Unsqueeze(a, axes)
+    first = Constant<value_ints = [0]>()
+    b = ReduceSum<keepdims = 0>(wide, axes)
+    present = Identity(past)
+    sums = ReduceSum<keepdims = 0>(past)
+    long = Add(cache_lengths, new_lengths)
+    length = Cast<to = 1>(long)
+    c = Add(length, sums)
+    d = Neg(c)
+    column = Unsqueeze(d, one)
+    logits = Add(b, column)
+}"""
+
+
+def test_a_stage_that_takes_no_tokens_gets_caches_of_the_samples_batch():
+    model = ir.from_onnx_text(CACHE)
+    model.graph.inputs[3].name = "past_key_values.0.key"
+    sizes = [(2, 5), (3, 4), (2, 7)]
+    samples = [{"input_ids": np.ones(size, np.int64), "one": np.array([1])} for size in sizes]
+    walk = Walk(model, OrtEvaluator(), samples)
+    list(walk.advance(_node(model, "d"), "axes"))
+    found = list(walk.advance(_node(model, "column"), "d"))
+    for got, (rows, tokens) in zip(found, sizes, strict=True):
+        np.testing.assert_array_equal(got, np.full(rows, -tokens, np.float32))
+
+
+def test_empty_caches_are_there_once_for_each_batch():
+    model = ir.from_onnx_text(CACHE)
+    model.graph.inputs[3].name = "past_key_values.0.key"
+    tokens = [np.ones(size, np.int64) for size in ((2, 5), (3, 4), (2, 7))]
+    walk = Walk(model, OrtEvaluator(), [{"input_ids": array} for array in tokens])
+    pasts = [known["past_key_values.0.key"] for known in walk._known]
+    assert [len(past) for past in pasts] == [2, 3, 2]
+    assert pasts[0] is pasts[2]
