@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 ECOSYSTEM := build/ecosystem
 PINS      := tests/ecosystem/requirements
 # In the order of the files, which starts the longest early; at most 4, as each holds PyTorch.
-WORKERS   := --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+WORKERS   := --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -155,5 +155,5 @@ CONTENDERS = (
     _optc("optc int8", "int8.optc", "scheme=int8"),
     _optc("optc int8-dynamic", "int8-dynamic.optc", "scheme=int8-dynamic"),
     _optc("optc int4", "int4.optc", "scheme=int4"),
-    _optc("optc int4, prompts int8", "int4-int8.optc", "scheme=int4", "scheme=int8-dynamic"),
+    _optc("optc int4, int8 for prompts", "int4-int8.optc", "scheme=int4", "scheme=int8-dynamic"),
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """How fast is one prompt on this CPU: time to the first token, tokens per second, memory.
 
-    python benchmarks/decode_cpu.py [--model smollm2] [--only 'optc*,OpenVINO*'] [--write]
+    python benchmarks/decode_cpu.py [--model smollm2] [--only 'optc*;OpenVINO*'] [--write]
 
 Every contender runs the same checkpoint, the same 512 tokens and 128 greedy tokens after them, in
 a process of its own. Contenders take turns: each round asks every one once, so what the machine
@@ -135,7 +135,7 @@ def _row(worker: Worker, results: list[Result]) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=MODELS, action="append", help="default: both")
-    parser.add_argument("--only", default="*", help="patterns of contenders, by commas")
+    parser.add_argument("--only", default="*", help="patterns of contenders, by semicolons")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--new", type=int, default=128, help="new tokens")
     parser.add_argument("--rounds", type=int, default=5)
@@ -145,7 +145,7 @@ def main() -> None:
     options = parser.parse_args()
     if min(options.prompt, options.rounds, options.threads, options.new - 1) < 1:
         parser.error("--prompt, --rounds and --threads start at 1, --new at 2")
-    patterns = options.only.split(",")
+    patterns = options.only.split(";")
     chosen = [c for c in CONTENDERS if any(fnmatch.fnmatch(c.name, p) for p in patterns)]
     if not chosen:
         parser.error(f"no contender is called {options.only}")

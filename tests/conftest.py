@@ -45,3 +45,11 @@ def graph() -> FromText:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """How tests are shared out where several processes run them (pytest-xdist)."""
+    from shares import Shares
+
+    return Shares(config, log)

@@ -20,8 +20,7 @@ from optc.passes.kv import KV
 from optc.runtime.generate import generate
 from optc.targets.evaluate import open_model
 
-# One worker exports the model.
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("smollm2")]
+pytestmark = pytest.mark.e2e
 LAYERS = 30
 
 

@@ -19,8 +19,7 @@ from optc.passes.kv import KV
 from optc.targets.evaluate import OrtEvaluator, open_model
 from optc.targets.ort import Ort
 
-# One worker exports the model.
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("smollm2")]
+pytestmark = pytest.mark.e2e
 LAYERS = 30
 TOKENS = 8 * 64
 
