@@ -24,9 +24,11 @@ from optc.targets.base import Target
 __all__ = ["Prefill", "calls_of", "check_alike", "read_prefill"]
 
 _FROM = 9
-_MOST = (1 << 31) - 1
 """New tokens from which on the second engine runs a call, unless told otherwise: measured for 4, 9
 and 16 tokens, see docs/decisions/0021-prefill-and-decode-engines.md."""
+
+_MOST = (1 << 31) - 1
+"""The largest number of new tokens that may be asked for: more than a call can have."""
 
 _OPTION = "--prefill"
 
@@ -114,13 +116,14 @@ def _check_start(start: int | None) -> None:
 def _check_shared(pairs: Iterable[tuple[Pass, Pass]]) -> None:
     """See that options which change what a graph takes and gives are the first engine's."""
     for one, other in pairs:
-        for field in dataclasses.fields(one):
-            if field.metadata.get("shared") and getattr(one, field.name) != getattr(
-                other, field.name
-            ):
-                option = f"{one.name}:{field.name}"
-                problem = f"'{option}' is another than in --passes, and caches would not be alike"
-                raise UsageError(problem, where=_OPTION, remedy="give both the same")
+        shared = (f.name for f in dataclasses.fields(one) if f.metadata.get("shared"))
+        for name in shared:
+            if getattr(one, name) == getattr(other, name):
+                continue
+            problem = (
+                f"'{one.name}:{name}' is another than in --passes, and caches would not be alike"
+            )
+            raise UsageError(problem, where=_OPTION, remedy="give both the same")
 
 
 def _check_names(others: dict[str, Pass], pipeline: Pipeline) -> None:

@@ -64,12 +64,12 @@ def _alone(meter: DriftMeter, widths: Widths, units: Sequence[Unit]) -> dict[str
 
     They are few, and each is measured in a run of its own.
     """
+    if not units:
+        return {}
     names = {unit.name for unit in widths.units}
-    found: dict[str, float] = {}
-    for unit in units:
-        drift = meter.measure(widths.plan(names - {unit.name}))
-        found[unit.name] = max(drift - meter.measure(widths.plan(names)), 0.0)
-    return found
+    base = meter.measure(widths.plan(names))
+    drifts = {unit.name: meter.measure(widths.plan(names - {unit.name})) for unit in units}
+    return {name: max(drift - base, 0.0) for name, drift in drifts.items()}
 
 
 def _local_error(unit: Unit, widths: Widths, errors: Mapping[str, float]) -> float:
