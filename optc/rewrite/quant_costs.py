@@ -67,7 +67,7 @@ def _alone(meter: DriftMeter, widths: Widths, units: Sequence[Unit]) -> dict[str
     if not units:
         return {}
     names = {unit.name for unit in widths.units}
-    base = meter.measure(widths.plan(names))
+    base = meter.measure(widths.widest())
     drifts = {unit.name: meter.measure(widths.plan(names - {unit.name})) for unit in units}
     return {name: max(drift - base, 0.0) for name, drift in drifts.items()}
 
